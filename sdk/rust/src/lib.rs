@@ -1,0 +1,1 @@
+//! The Rust SDK: has nothing to offer yet.

@@ -1,0 +1,6 @@
+//! Oshu Vault: a forward proxy that puts real secrets into requests.
+//!
+//! Sandboxed code holds sealed tokens; the proxy swaps them for the real values on the way out,
+//! only towards the hosts each secret belongs to. The modules stand in rows, lowest first; a
+//! module names only modules of lower rows, and `tests/architecture.rs` holds that.
+#![warn(missing_docs)]

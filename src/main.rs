@@ -1,0 +1,3 @@
+//! The program: has nothing to do yet.
+
+fn main() {}
