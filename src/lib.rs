@@ -4,3 +4,10 @@
 //! only towards the hosts each secret belongs to. The modules stand in rows, lowest first; a
 //! module names only modules of lower rows, and `tests/architecture.rs` holds that.
 #![warn(missing_docs)]
+
+pub mod host;
+pub mod id;
+pub mod sealed_token;
+pub mod secret;
+pub mod shutdown;
+pub mod telemetry;

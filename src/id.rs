@@ -1,0 +1,139 @@
+//! Identifiers: newtypes for tenants, sessions and requests.
+//!
+//! Random ones carry 128 bits of the operating system's randomness and no order or time. An id is
+//! public: it may stand in logs, audit records and answers. It is never a proof of anything.
+
+use std::fmt;
+use std::sync::Arc;
+
+use data_encoding::HEXLOWER;
+
+/// The number of random bytes in a random id.
+const RANDOM_BYTES: usize = 16;
+
+/// Names a tenant: the customer of the vault.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(Arc<str>);
+
+impl TenantId {
+    /// Wraps a tenant's name as the operator chose it.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// Returns the text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names a session: `sess_` and 32 lower-case hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(Arc<str>);
+
+impl SessionId {
+    /// The fixed start of every session id.
+    pub const PREFIX: &str = "sess_";
+
+    /// Makes a fresh random id.
+    pub fn generate() -> Self {
+        Self(format!("{}{}", Self::PREFIX, random_hex()).into())
+    }
+
+    /// Parses the wire form; nothing for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?;
+        is_random_hex(digits).then(|| Self(text.into()))
+    }
+
+    /// Returns the wire form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names one request to the management API: `req_` and 32 lower-case hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// Makes a fresh random id.
+    pub fn generate() -> Self {
+        Self(format!("req_{}", random_hex()).into())
+    }
+
+    /// Returns the wire form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Fills a buffer with the operating system's randomness.
+#[expect(
+    clippy::expect_used,
+    reason = "the generator seeds itself at start-up; a process without randomness cannot go on"
+)]
+pub fn fill_random(buffer: &mut [u8]) {
+    aws_lc_rs::rand::fill(buffer).expect("the system's random generator works");
+}
+
+fn random_hex() -> String {
+    let mut bytes = [0; RANDOM_BYTES];
+    fill_random(&mut bytes);
+    HEXLOWER.encode(&bytes)
+}
+
+fn is_random_hex(text: &str) -> bool {
+    text.len() == 2 * RANDOM_BYTES
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_ids_are_distinct_and_parse_back() {
+        let ids: std::collections::HashSet<_> = (0..1000).map(|_| SessionId::generate()).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in ids {
+            assert_eq!(SessionId::parse(id.as_str()), Some(id));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_no_session_ids() {
+        let digits = "0123456789abcdef0123456789abcdef";
+        assert!(SessionId::parse(&format!("sess_{digits}")).is_some());
+        for text in [
+            String::new(),
+            digits.to_owned(),
+            format!("sess_{digits}0"),
+            format!("sess_{}", digits.to_uppercase()),
+            format!("SESS_{digits}"),
+            format!("sess_{}", digits.replace('f', "g")),
+        ] {
+            assert_eq!(SessionId::parse(&text), None, "{text}");
+        }
+    }
+}
