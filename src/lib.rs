@@ -11,3 +11,5 @@ pub mod sealed_token;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
+
+pub mod wire;
