@@ -13,3 +13,5 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod wire;
+
+pub mod seal;
