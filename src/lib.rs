@@ -14,4 +14,5 @@ pub mod telemetry;
 
 pub mod wire;
 
+pub mod policy;
 pub mod seal;
