@@ -14,5 +14,6 @@ pub mod telemetry;
 
 pub mod wire;
 
+pub mod authority;
 pub mod policy;
 pub mod seal;
