@@ -17,3 +17,5 @@ pub mod wire;
 pub mod authority;
 pub mod policy;
 pub mod seal;
+
+pub mod swap;
