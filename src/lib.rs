@@ -19,3 +19,6 @@ pub mod policy;
 pub mod seal;
 
 pub mod swap;
+
+pub mod audit;
+pub mod store;
