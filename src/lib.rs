@@ -21,4 +21,5 @@ pub mod seal;
 pub mod swap;
 
 pub mod audit;
+pub mod serve;
 pub mod store;

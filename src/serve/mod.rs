@@ -1,0 +1,238 @@
+//! The doors of the process: accept, permit, first byte, TLS to the proxy, and then hand on.
+//!
+//! Every wait before the first head has a deadline here, and every connection a permit that comes
+//! back when its task ends. What happens on a connection is the business of the handler that `app`
+//! gives. This module never looks at a head.
+
+mod tls;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::LazyConfigAcceptor;
+
+use crate::shutdown::Drain;
+use crate::wire::{Connection, Io, tune};
+
+pub use tls::{Error, FileCertificate};
+
+/// The first byte of a TLS handshake record (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+/// How long the accept loop rests when the process is out of descriptors, at first and at most.
+const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// What a plain-text client is told at the TLS door.
+const PLAINTEXT_REFUSED: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    Content-Type: application/json\r\nContent-Length: 92\r\nConnection: close\r\n\r\n\
+    {\"code\":\"plaintext_on_tls_port\",\"message\":\"this port speaks TLS: use https:// to reach it\"}\n";
+
+/// A boxed future.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Serves one connection to its end.
+pub type Handler = Arc<dyn Fn(Io, Peer) -> BoxFuture<()> + Send + Sync>;
+
+/// Finds the certificate of the listener for a name asked for, or for none.
+pub type Certificates =
+    Arc<dyn Fn(Option<String>, SocketAddr) -> BoxFuture<Option<Arc<ServerConfig>>> + Send + Sync>;
+
+/// Who is at the other end, and through which door they came.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// The address they come from.
+    pub address: SocketAddr,
+    /// The address they connected to.
+    pub listener: SocketAddr,
+    /// They speak TLS to us.
+    pub tls: bool,
+}
+
+/// The limits of a door.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How long a new connection may stay silent.
+    pub first_byte_timeout: Duration,
+    /// How long the TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How many connections may be open at once through all doors that share the permits.
+    pub connections: usize,
+}
+
+/// A listener that is bound and not yet served.
+pub struct Door {
+    listener: TcpListener,
+    address: SocketAddr,
+    certificates: Option<Certificates>,
+    config: Config,
+    permits: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door")
+            .field("address", &self.address)
+            .field("tls", &self.certificates.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    /// Binds a listener. Port 0 takes any free port.
+    ///
+    /// # Errors
+    /// The system's, when the address cannot be bound.
+    pub async fn bind(
+        address: SocketAddr,
+        certificates: Option<Certificates>,
+        config: Config,
+        permits: Arc<Semaphore>,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            certificates,
+            config,
+            permits,
+        })
+    }
+
+    /// Returns the address that was bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until the drain starts. Each connection is a task of the drain.
+    pub async fn run(self, handler: Handler, drain: Drain) {
+        let door = Arc::new(Inner {
+            certificates: self.certificates,
+            config: self.config,
+            handler,
+            drain: drain.clone(),
+        });
+        let mut rest = REST.0;
+        loop {
+            let accepted = tokio::select! {
+                () = drain.draining() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((tcp, address)) => {
+                    rest = REST.0;
+                    // Taken after the accept: a permit that waited for a connection would be
+                    // missing at the other doors.
+                    let permit = tokio::select! {
+                        () = drain.draining() => return,
+                        permit = Arc::clone(&self.permits).acquire_owned() => permit,
+                    };
+                    let Ok(permit) = permit else { return };
+                    let door = Arc::clone(&door);
+                    drain.spawn(async move {
+                        door.serve(tcp, address).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors: others must close first, so spinning would not help.
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    sleep(rest).await;
+                    rest = (rest * 2).min(REST.1);
+                }
+            }
+        }
+    }
+}
+
+struct Inner {
+    certificates: Option<Certificates>,
+    config: Config,
+    handler: Handler,
+    drain: Drain,
+}
+
+impl Inner {
+    async fn serve(&self, tcp: TcpStream, address: SocketAddr) {
+        let (Ok(()), Ok(listener)) = (tune(&tcp), tcp.local_addr()) else {
+            return;
+        };
+        let peer = Peer {
+            address,
+            listener,
+            tls: false,
+        };
+        tokio::select! {
+            biased;
+            () = self.drain.cut() => {}
+            () = self.enter(tcp, peer) => {}
+        }
+    }
+
+    async fn enter(&self, tcp: TcpStream, peer: Peer) {
+        let Some(certificates) = &self.certificates else {
+            return (self.handler)(Box::new(tcp), peer).await;
+        };
+        let mut first = [0];
+        let peeked = timeout(self.config.first_byte_timeout, tcp.peek(&mut first)).await;
+        if !matches!(peeked, Ok(Ok(1))) {
+            return;
+        }
+        if first == [TLS_HANDSHAKE] {
+            // Boxed, so that a connection does not hold its room for the rest of its life.
+            let handshake = Box::pin(self.handshake(tcp, certificates, peer.listener));
+            if let Some(io) = handshake.await {
+                (self.handler)(io, Peer { tls: true, ..peer }).await;
+            }
+        } else if peer.listener.ip().is_loopback() {
+            // Some clients speak plain HTTP to a proxy whose URL says https.
+            (self.handler)(Box::new(tcp), peer).await;
+        } else {
+            let mut connection = Connection::new(Box::new(tcp));
+            if connection.send(PLAINTEXT_REFUSED).await.is_ok() {
+                connection.linger(self.config.first_byte_timeout).await;
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        certificates: &Certificates,
+        listener: SocketAddr,
+    ) -> Option<Io> {
+        let handshake = async {
+            let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
+            let start = acceptor.await.ok()?;
+            let name = start.client_hello().server_name().map(str::to_owned);
+            let config = certificates(name, listener).await?;
+            start.into_stream(config).await.ok()
+        };
+        let stream = timeout(self.config.handshake_timeout, handshake)
+            .await
+            .ok()??;
+        Some(Box::new(stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_states_its_own_length() {
+        let text = std::str::from_utf8(PLAINTEXT_REFUSED).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("Content-Length: {}", body.len())),
+            "{}",
+            body.len()
+        );
+    }
+}
