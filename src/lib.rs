@@ -23,3 +23,4 @@ pub mod swap;
 pub mod audit;
 pub mod serve;
 pub mod store;
+pub mod upstream;

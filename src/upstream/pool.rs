@@ -1,0 +1,156 @@
+//! Idle connections of one session, by scheme, host and port.
+//!
+//! There is one pool per session and it is dropped with the session, so that a connection on which
+//! one session's requests travelled is never seen by another. An idle connection is kept for a
+//! short time and looked at before it is used again: one that has closed, or has said something
+//! nobody asked for, is thrown away.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::host::HostPort;
+use crate::policy::{Grant, Scheme};
+use crate::wire::{Connection, Io};
+
+/// How long an idle connection is kept.
+const IDLE_LIMIT: Duration = Duration::from_secs(20);
+/// How many idle connections one session keeps, to all hosts together.
+const IDLE_PER_SESSION: usize = 128;
+
+type Key = (Scheme, HostPort);
+
+/// The idle connections of one session.
+#[derive(Clone, Debug, Default)]
+pub struct Pool(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    idle: HashMap<Key, Vec<Idle>>,
+    /// How many connections the lists hold.
+    count: usize,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    address: SocketAddr,
+    since: Instant,
+}
+
+impl Inner {
+    fn pop(&mut self, key: &Key) -> Option<Idle> {
+        let idle = self.idle.get_mut(key)?.pop()?;
+        self.count -= 1;
+        Some(idle)
+    }
+}
+
+impl Pool {
+    /// Takes the connection that was used last, if one is still good.
+    pub(super) fn take(&self, grant: &Grant) -> Option<Lease> {
+        let key = (grant.scheme(), grant.target().clone());
+        loop {
+            let mut idle = self.lock().pop(&key)?;
+            if idle.since.elapsed() < IDLE_LIMIT && idle.connection.is_quiet() {
+                let Idle {
+                    connection,
+                    address,
+                    ..
+                } = idle;
+                return Some(Lease {
+                    connection,
+                    address,
+                    key,
+                    pool: self.clone(),
+                    reused: true,
+                });
+            }
+        }
+    }
+
+    /// Takes charge of a connection that was just made.
+    pub(super) fn hold(&self, grant: &Grant, io: Io, address: SocketAddr) -> Lease {
+        let key = (grant.scheme(), grant.target().clone());
+        let connection = Connection::new(io);
+        Lease {
+            connection,
+            address,
+            key,
+            pool: self.clone(),
+            reused: false,
+        }
+    }
+
+    /// Drops connections that were idle for too long. Returns how many are left.
+    pub fn sweep(&self) -> usize {
+        let mut inner = self.lock();
+        inner.idle.retain(|_, list| {
+            list.retain(|idle| idle.since.elapsed() < IDLE_LIMIT);
+            !list.is_empty()
+        });
+        inner.count = inner.idle.values().map(Vec::len).sum();
+        inner.count
+    }
+
+    /// Drops every idle connection and keeps none from now on.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.count = 0;
+        inner.idle.clear();
+    }
+
+    /// Tells whether the pool was closed.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection on loan: closed when dropped, unless it is given back.
+#[derive(Debug)]
+pub struct Lease {
+    /// The connection.
+    pub connection: Connection,
+    address: SocketAddr,
+    key: Key,
+    pool: Pool,
+    reused: bool,
+}
+
+impl Lease {
+    /// Tells whether the connection carried an exchange before.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Returns the address that was dialled.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Gives the connection back for the next exchange. The caller vouches that the last one ended
+    /// cleanly on both sides.
+    pub fn give_back(mut self) {
+        if !self.connection.input.is_empty() {
+            return;
+        }
+        self.connection.input = bytes::BytesMut::new();
+        let idle = Idle {
+            connection: self.connection,
+            address: self.address,
+            since: Instant::now(),
+        };
+        let mut inner = self.pool.lock();
+        if !inner.closed && inner.count < IDLE_PER_SESSION {
+            inner.count += 1;
+            inner.idle.entry(self.key).or_default().push(idle);
+        }
+    }
+}
