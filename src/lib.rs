@@ -24,3 +24,5 @@ pub mod audit;
 pub mod serve;
 pub mod store;
 pub mod upstream;
+
+pub mod session;

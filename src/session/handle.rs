@@ -1,0 +1,201 @@
+//! A live session: the one object that tunnels, requests and the API share.
+//!
+//! A tunnel holds the handle and the view for its host. A request costs one atomic load of the
+//! version; only when it moved is the view made again. The table makes handles, replaces what they
+//! stand for and ends them; everybody else looks. Called by the proxy and the management API.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+
+use super::life::Life;
+use super::quota::{ExchangeGuard, Open};
+use super::spec::{Form, Spec};
+use super::view::{HostView, SessionView};
+use crate::host::HostPort;
+use crate::id::{SessionId, TenantId};
+use crate::policy::{AddressRules, Denial, Scheme};
+use crate::secret::Fingerprint;
+use crate::upstream::Pool;
+
+/// Counts what a session did.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Exchanges that were let through.
+    pub exchanges: AtomicU64,
+    /// Exchanges and tunnels that policy refused.
+    pub denied: AtomicU64,
+    /// Sealed tokens that were swapped.
+    pub swapped: AtomicU64,
+}
+
+/// How a session stands between two patches.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) form: Form,
+    pub(super) spec: Spec,
+    pub(super) view: Arc<SessionView>,
+}
+
+/// A live session.
+#[derive(Debug)]
+pub struct SessionHandle {
+    pub(super) id: SessionId,
+    pub(super) tenant: TenantId,
+    pub(super) credential: Fingerprint,
+    pub(super) created: SystemTime,
+    pub(super) life: Life,
+    pub(super) version: AtomicU64,
+    pub(super) standing: RwLock<Arc<Standing>>,
+    /// One patch or deletion at a time.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) cut: CancellationToken,
+    pub(super) pool: Pool,
+    pub(super) rules: Arc<AddressRules>,
+    pub(super) open: Open,
+    pub(super) counters: Counters,
+}
+
+impl SessionHandle {
+    /// Returns the session's id.
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Returns the tenant that the session belongs to.
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// Returns the pool of the session's own upstream connections.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Returns the counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Returns the current version: one atomic load, and all that a request pays for patches.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Decides whether a target may be reached as the session stands now.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn decide(&self, target: &HostPort) -> Result<(), Denial> {
+        self.standing().view.decide(target, &self.rules).map(drop)
+    }
+
+    /// Makes the view of one host as the session stands now.
+    ///
+    /// # Errors
+    /// The reason why the host may not be reached.
+    pub fn host_view(&self, target: &HostPort, scheme: Scheme) -> Result<Arc<HostView>, Denial> {
+        self.standing()
+            .view
+            .host_view(target, scheme, &self.rules)
+            .map(Arc::new)
+    }
+
+    /// Enters a tunnel, or one plain request, to a target.
+    pub fn enter(self: &Arc<Self>, target: &HostPort) -> TunnelGuard {
+        let cut = self.cut.child_token();
+        let key = self.open.enter(target.clone(), cut.clone());
+        TunnelGuard {
+            handle: Arc::clone(self),
+            key,
+            cut,
+        }
+    }
+
+    /// Notes an exchange in flight.
+    pub fn exchange(self: &Arc<Self>) -> ExchangeGuard {
+        ExchangeGuard::new(self)
+    }
+
+    /// Tells whether the session was cut or has outlived one of its two lifetimes. It then stays
+    /// over, but for a patch that is at work in this moment.
+    pub fn is_over(&self) -> bool {
+        self.is_cut() || self.life.left(self.open.in_use()).is_zero()
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
+    /// Returns when the session was created.
+    pub fn created(&self) -> SystemTime {
+        self.created
+    }
+
+    /// Returns when the session expires if it is not used again.
+    pub fn expires(&self) -> SystemTime {
+        SystemTime::now() + self.life.left(self.open.in_use())
+    }
+
+    /// Shows a reader the session as it was asked for, values included, and what that means; both
+    /// belong to one version. Nothing is copied.
+    pub fn with_form<T>(&self, read: impl FnOnce(&Form, &Spec) -> T) -> T {
+        let standing = self.standing();
+        read(&standing.form, &standing.spec)
+    }
+
+    /// Returns how many tunnels are open.
+    pub fn tunnels(&self) -> usize {
+        self.open.tunnels()
+    }
+
+    pub(super) fn standing(&self) -> Arc<Standing> {
+        Arc::clone(&self.standing.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts a new standing in place: the view first, then the version that announces it.
+    pub(super) fn replace(&self, standing: Standing) {
+        self.life
+            .change(standing.spec.ttl, standing.spec.max_lifetime);
+        let version = standing.view.version;
+        let view = Arc::clone(&standing.view);
+        *self
+            .standing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(standing);
+        self.version.store(version, Ordering::Release);
+        let cut = self
+            .open
+            .cut_unless(|target| view.decide(target, &self.rules).is_ok());
+        tracing::debug!(session = %self.id, cut, "session patched");
+    }
+
+    /// Cuts all that is open, for good.
+    pub(super) fn end(&self) {
+        self.cut.cancel();
+        self.pool.close();
+    }
+}
+
+/// An open tunnel of a session: told when it must end, and taken out of the list when dropped.
+#[derive(Debug)]
+pub struct TunnelGuard {
+    handle: Arc<SessionHandle>,
+    key: u64,
+    cut: CancellationToken,
+}
+
+impl TunnelGuard {
+    /// Waits until the tunnel must end: its session ended, or its host left the policy.
+    pub async fn cut(&self) {
+        self.cut.cancelled().await;
+    }
+}
+
+impl Drop for TunnelGuard {
+    fn drop(&mut self) {
+        self.handle.open.leave(self.key);
+    }
+}

@@ -1,0 +1,168 @@
+//! How long a session lives: after its last use, and after its creation.
+//!
+//! Whoever asks whether a session is over asks here, without a lock. Time is read from a [`Clock`],
+//! which tests can move; nothing here sleeps or has a timer. Called by the handle.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Tells the time.
+#[cfg(not(test))]
+#[derive(Clone, Debug, Default)]
+pub(super) struct Clock(());
+
+#[cfg(not(test))]
+impl Clock {
+    #[expect(clippy::unused_self, reason = "the clock of the tests has a state")]
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+/// Stands still until a test moves it, for all who hold a clone.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(super) struct Clock {
+    base: Instant,
+    ahead: std::sync::Arc<AtomicU64>,
+}
+
+#[cfg(test)]
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            base: Instant::now(),
+            ahead: std::sync::Arc::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Clock {
+    fn now(&self) -> Instant {
+        self.base + Duration::from_millis(self.ahead.load(Ordering::SeqCst))
+    }
+
+    /// Moves the time forward.
+    pub(super) fn advance(&self, by: Duration) {
+        self.ahead.fetch_add(millis(by), Ordering::SeqCst);
+    }
+}
+
+/// The two lifetimes of a session, in milliseconds.
+#[derive(Debug)]
+pub(super) struct Life {
+    clock: Clock,
+    born: Instant,
+    /// Counted from `born`.
+    last_used: AtomicU64,
+    ttl: AtomicU64,
+    max_lifetime: AtomicU64,
+}
+
+impl Life {
+    /// Begins now.
+    pub(super) fn new(clock: Clock, ttl: Duration, max_lifetime: Duration) -> Self {
+        Self {
+            born: clock.now(),
+            clock,
+            last_used: AtomicU64::new(0),
+            ttl: AtomicU64::new(millis(ttl)),
+            max_lifetime: AtomicU64::new(millis(max_lifetime)),
+        }
+    }
+
+    /// Starts the lifetime after the last use anew.
+    pub(super) fn renew(&self) {
+        self.last_used.fetch_max(self.age(), Ordering::Release);
+    }
+
+    /// Changes both lifetimes and starts the first one anew: before it changes, so that nobody
+    /// measures the old idleness by the new lifetime.
+    pub(super) fn change(&self, ttl: Duration, max_lifetime: Duration) {
+        self.renew();
+        self.max_lifetime
+            .store(millis(max_lifetime), Ordering::Release);
+        self.ttl.store(millis(ttl), Ordering::Release);
+    }
+
+    /// Returns what is left if nothing happens. What is in use is not idle.
+    pub(super) fn left(&self, in_use: bool) -> Duration {
+        let ttl = self.ttl.load(Ordering::Acquire);
+        let last_used = self.last_used.load(Ordering::Acquire);
+        let age = self.age();
+        let idle = if in_use {
+            0
+        } else {
+            age.saturating_sub(last_used)
+        };
+        let until_the_end = self
+            .max_lifetime
+            .load(Ordering::Acquire)
+            .saturating_sub(age);
+        Duration::from_millis(ttl.saturating_sub(idle).min(until_the_end))
+    }
+
+    fn age(&self) -> u64 {
+        millis(self.clock.now().saturating_duration_since(self.born))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_mins(1);
+    const TICK: Duration = Duration::from_millis(1);
+    const NEARLY: Duration = Duration::from_millis(59_999);
+
+    #[test]
+    fn use_renews_one_lifetime_and_not_the_other() {
+        let clock = Clock::default();
+        let life = Life::new(clock.clone(), MINUTE, 3 * MINUTE);
+        assert_eq!(life.left(false), MINUTE);
+        clock.advance(NEARLY);
+        assert_eq!(life.left(false), TICK);
+        assert_eq!(life.left(true), MINUTE, "what is in use is not idle");
+        life.renew();
+        assert_eq!(life.left(false), MINUTE);
+        clock.advance(MINUTE);
+        assert_eq!(life.left(false), Duration::ZERO);
+        life.renew();
+        assert_eq!(life.left(false), MINUTE);
+        clock.advance(MINUTE / 2);
+        life.renew();
+        assert_eq!(life.left(false), MINUTE / 2 + TICK, "as old as it may get");
+        assert_eq!(life.left(true), MINUTE / 2 + TICK);
+        clock.advance(MINUTE / 2 + TICK);
+        life.renew();
+        assert_eq!(life.left(true), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_change_starts_the_lifetime_anew_and_keeps_the_age() {
+        let clock = Clock::default();
+        let life = Life::new(clock.clone(), 10 * MINUTE, 20 * MINUTE);
+        clock.advance(5 * MINUTE);
+        // Idle for longer than the new lifetime: that was allowed until now.
+        life.change(MINUTE, 20 * MINUTE);
+        assert_eq!(life.left(false), MINUTE);
+        life.change(MINUTE, 5 * MINUTE);
+        assert_eq!(life.left(false), Duration::ZERO);
+        life.change(2 * MINUTE, 6 * MINUTE);
+        assert_eq!(life.left(false), MINUTE);
+    }
+
+    #[test]
+    fn what_has_ended_is_never_less_than_nothing() {
+        let clock = Clock::default();
+        let life = Life::new(clock.clone(), MINUTE, MINUTE);
+        clock.advance(100 * MINUTE);
+        assert_eq!(life.left(false), Duration::ZERO);
+        assert_eq!(life.left(true), Duration::ZERO);
+    }
+}

@@ -1,0 +1,406 @@
+//! The table of live sessions: creates, patches, finds, authenticates and ends them.
+//!
+//! A patch is durable first, then the view changes, then the version. A deletion cuts first, then
+//! becomes durable. Called by the proxy, the management API and the sweeper.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use dashmap::DashMap;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::Error;
+use super::credential::Credential;
+use super::handle::{Counters, SessionHandle, Standing};
+use super::life::{Clock, Life};
+use super::quota::Open;
+use super::record;
+use super::spec::{FieldError, Form, Options, Spec, Warning};
+use super::view::{Sealed, SessionView};
+use crate::audit::{Decision, Kind, Record, Sink};
+use crate::id::{SessionId, TenantId};
+use crate::policy::AddressRules;
+use crate::seal::Keyring;
+use crate::sealed_token::SealedToken;
+use crate::secret::Fingerprint;
+use crate::store::{RowKey, Store};
+use crate::upstream::Pool;
+
+/// The proof that a caller is a session's workload.
+#[derive(Clone, Debug)]
+pub struct Authenticated {
+    handle: Arc<SessionHandle>,
+}
+
+impl Authenticated {
+    /// Returns the session.
+    pub fn handle(&self) -> &Arc<SessionHandle> {
+        &self.handle
+    }
+}
+
+/// A session that was just created. The credential is shown here and never again.
+#[derive(Debug)]
+pub struct Created {
+    /// The session.
+    pub handle: Arc<SessionHandle>,
+    /// What the workload authenticates with.
+    pub credential: Credential,
+    /// The sealed tokens by the names of their secrets.
+    pub sealed_secrets: BTreeMap<String, String>,
+    /// What was accepted but weakens the session.
+    pub warnings: Vec<Warning>,
+}
+
+/// A session that was just patched.
+#[derive(Debug)]
+pub struct Patched {
+    /// The session.
+    pub handle: Arc<SessionHandle>,
+    /// The sealed tokens of new names only.
+    pub sealed_secrets: BTreeMap<String, String>,
+    /// What was accepted but weakens the session.
+    pub warnings: Vec<Warning>,
+}
+
+/// All live sessions.
+#[derive(Debug)]
+pub struct Sessions {
+    table: DashMap<SessionId, Arc<SessionHandle>>,
+    store: Arc<dyn Store>,
+    keyring: Keyring,
+    options: Options,
+    rules: Arc<AddressRules>,
+    audit: Sink,
+    clock: Clock,
+    /// Compared with where there is no session, so that both cases do the same work.
+    decoy: Fingerprint,
+}
+
+impl Sessions {
+    /// Starts with no session.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keyring: Keyring,
+        options: Options,
+        rules: Arc<AddressRules>,
+        audit: Sink,
+    ) -> Self {
+        let decoy = Credential::generate().fingerprint();
+        Self {
+            table: DashMap::new(),
+            store,
+            keyring,
+            options,
+            rules,
+            audit,
+            clock: Clock::default(),
+            decoy,
+        }
+    }
+
+    /// Takes the time from a clock that a test can move.
+    #[cfg(test)]
+    pub(super) fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Lists what is wrong with a form, and changes nothing: for a caller that has found other
+    /// faults and wants to tell them all at once.
+    pub fn check(&self, form: &Form) -> Vec<FieldError> {
+        Spec::parse(form, &self.options).err().unwrap_or_default()
+    }
+
+    /// Creates a session: checked, durable, then live.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with every bad field; [`Error::Store`].
+    pub async fn create(&self, tenant: &TenantId, form: Form) -> Result<Created, Error> {
+        let spec = Spec::parse(&form, &self.options).map_err(Error::Invalid)?;
+        let (id, credential) = (SessionId::generate(), Credential::generate());
+        let (view, sealed_secrets) = make_view(&spec, 1, None);
+        let mut audit = self.record(tenant, &id, "created");
+        let created = SystemTime::now();
+        let fingerprint = credential.fingerprint();
+        self.persist(tenant, &id, &form, &view, &fingerprint, created)
+            .await?;
+        let warnings = spec.warnings.clone();
+        let handle = Arc::new(SessionHandle {
+            id: id.clone(),
+            tenant: tenant.clone(),
+            credential: fingerprint,
+            created,
+            life: Life::new(self.clock.clone(), spec.ttl, spec.max_lifetime),
+            version: AtomicU64::new(view.version),
+            standing: RwLock::new(Arc::new(Standing {
+                form,
+                spec,
+                view: Arc::new(view),
+            })),
+            changing: tokio::sync::Mutex::new(()),
+            cut: CancellationToken::new(),
+            pool: Pool::default(),
+            rules: Arc::clone(&self.rules),
+            open: Open::default(),
+            counters: Counters::default(),
+        });
+        self.table.insert(id, Arc::clone(&handle));
+        audit.decision(Decision::Allowed, "ok");
+        Ok(Created {
+            handle,
+            credential,
+            sealed_secrets,
+            warnings,
+        })
+    }
+
+    /// Changes a session: checked as a whole, durable, then live for the next request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Store`]; nothing changed in each case.
+    pub async fn patch(
+        &self,
+        tenant: &TenantId,
+        id: &SessionId,
+        change: impl FnOnce(Form) -> Result<Form, Vec<FieldError>>,
+    ) -> Result<Patched, Error> {
+        let handle = self.find(tenant, id).ok_or(Error::NotFound)?;
+        let one_at_a_time = handle.changing.lock().await;
+        if handle.is_over() {
+            return Err(Error::NotFound);
+        }
+        let mut audit = self.record(tenant, id, "patched");
+        let before = handle.standing();
+        let form = change(before.form.clone()).map_err(Error::Invalid)?;
+        let spec = Spec::parse(&form, &self.options).map_err(Error::Invalid)?;
+        let version = before.view.version + 1;
+        let (view, sealed_secrets) = make_view(&spec, version, Some(&before.view));
+        self.persist(tenant, id, &form, &view, &handle.credential, handle.created)
+            .await?;
+        if handle.is_cut() {
+            // It was deleted meanwhile. Whoever cut it waits for us, and then deletes the row.
+            return Err(Error::NotFound);
+        }
+        let warnings = spec.warnings.clone();
+        handle.replace(Standing {
+            form,
+            spec,
+            view: Arc::new(view),
+        });
+        audit.decision(Decision::Allowed, "ok");
+        drop(one_at_a_time);
+        Ok(Patched {
+            handle,
+            sealed_secrets,
+            warnings,
+        })
+    }
+
+    /// Ends a session: cut first, then durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Store`], in which case it is cut all the same. Calling again
+    /// tries again to delete the row, and so does the sweep.
+    pub async fn delete(&self, tenant: &TenantId, id: &SessionId) -> Result<(), Error> {
+        let own = self.in_table(id).filter(|own| own.tenant == *tenant);
+        let deletable = |own: &Arc<SessionHandle>| own.is_cut() || !own.is_over();
+        let handle = own.filter(deletable).ok_or(Error::NotFound)?;
+        let mut audit = self.record(tenant, id, "deleted");
+        handle.end();
+        let _after_a_patch = handle.changing.lock().await;
+        if self.in_table(id).is_none() {
+            // Another call was faster.
+            return Err(Error::NotFound);
+        }
+        self.forget(&handle).await?;
+        audit.decision(Decision::Allowed, "ok");
+        Ok(())
+    }
+
+    /// Deletes the row of a session that was cut, and then its place in the table. Where the store
+    /// fails, it stays in the table, so that its row is not forgotten.
+    async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
+        let key = row_key(&handle.tenant, &handle.id);
+        self.store.delete(&key).await.map_err(Error::Store)?;
+        self.table.remove(&handle.id);
+        Ok(())
+    }
+
+    /// Finds a live session of a tenant. Another tenant's is as if it were not there.
+    pub fn find(&self, tenant: &TenantId, id: &SessionId) -> Option<Arc<SessionHandle>> {
+        let own = self.in_table(id).filter(|own| own.tenant == *tenant);
+        own.filter(|own| !own.is_over())
+    }
+
+    fn in_table(&self, id: &SessionId) -> Option<Arc<SessionHandle>> {
+        self.table.get(id).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// Lists a tenant's live sessions in the order of their ids, after the one given.
+    pub fn list(
+        &self,
+        tenant: &TenantId,
+        after: Option<&SessionId>,
+        limit: usize,
+    ) -> Vec<Arc<SessionHandle>> {
+        let all = self.table.iter().map(|entry| Arc::clone(entry.value()));
+        let mut own: Vec<_> = all
+            .filter(|handle| handle.tenant == *tenant && !handle.is_over())
+            .filter(|handle| after.is_none_or(|after| handle.id > *after))
+            .collect();
+        own.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        own.truncate(limit);
+        own
+    }
+
+    /// Checks a `Proxy-Authorization` value (RFC 7617). Unknown, expired and wrong do the same
+    /// work: one hash and one comparison.
+    pub fn authenticate(&self, value: &[u8]) -> Option<Authenticated> {
+        let decoded = decode_basic(value)?;
+        let (id, token) = decoded.split_once(':')?;
+        let handle = SessionId::parse(id).and_then(|id| self.in_table(&id));
+        let kept = handle
+            .as_ref()
+            .map_or(&self.decoy, |handle| &handle.credential);
+        let matches = kept.matches(token.as_bytes());
+        let handle = handle.filter(|handle| matches && !handle.is_over())?;
+        Some(Authenticated { handle })
+    }
+
+    /// Ends what has expired and closes idle upstream connections. Called about once a second.
+    ///
+    /// All that is over is cut before the first row is deleted: a slow store delays no cut.
+    pub async fn sweep(&self) {
+        let all: Vec<_> = self
+            .table
+            .iter()
+            .map(|entry| Arc::clone(entry.value()))
+            .collect();
+        let mut over = Vec::new();
+        for handle in all {
+            if !handle.is_over() {
+                handle.pool.sweep();
+                continue;
+            }
+            if !handle.is_cut() {
+                let mut audit = self.record(&handle.tenant, &handle.id, "expired");
+                handle.end();
+                audit.decision(Decision::Allowed, "ok");
+            }
+            over.push(handle);
+        }
+        for handle in over {
+            // A patch or a deletion is at work: the next sweep looks again.
+            let Ok(_alone) = handle.changing.try_lock() else {
+                continue;
+            };
+            if let Err(error) = self.forget(&handle).await {
+                // The others would fail as slowly, and the next cuts must not wait for them.
+                tracing::error!(%error, "rows of ended sessions stay in the store for now");
+                return;
+            }
+        }
+    }
+
+    /// Returns the number of sessions in the table: the live ones, and those whose row is still to
+    /// be deleted.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Tells whether there is no session.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    fn record(&self, tenant: &TenantId, id: &SessionId, action: &'static str) -> Record {
+        let mut record = Record::begin(&self.audit, Kind::Session);
+        record.tenant(tenant);
+        record.session(id);
+        record.action(action);
+        record.decision(Decision::Failed, "not_done");
+        record
+    }
+
+    async fn persist(
+        &self,
+        tenant: &TenantId,
+        id: &SessionId,
+        form: &Form,
+        view: &SessionView,
+        credential: &Fingerprint,
+        created: SystemTime,
+    ) -> Result<(), Error> {
+        let row = record::encode(&self.keyring, (tenant, id), form, view, credential, created);
+        self.store
+            .put(&row_key(tenant, id), row)
+            .await
+            .map_err(Error::Store)
+    }
+}
+
+/// Makes a view; secrets whose name and prefix stand in the one before keep their tokens. Returns
+/// also the tokens that are new.
+pub(super) fn make_view(
+    spec: &Spec,
+    version: u64,
+    before: Option<&SessionView>,
+) -> (SessionView, BTreeMap<String, String>) {
+    let known: HashMap<&str, &SealedToken> = before
+        .iter()
+        .flat_map(|view| &view.sealed)
+        .map(|sealed| (sealed.name.as_ref(), &sealed.token))
+        .collect();
+    let mut fresh = BTreeMap::new();
+    let mut sealed = Vec::with_capacity(spec.secrets.len());
+    for secret in &spec.secrets {
+        let prefix = secret.prefix.as_ref().map_or("", |prefix| prefix.as_str());
+        let kept = known
+            .get(secret.name.as_ref())
+            .filter(|t| t.prefix() == prefix.as_bytes());
+        let token = kept.map_or_else(
+            || {
+                let token = SealedToken::generate(secret.prefix.clone());
+                fresh.insert(secret.name.to_string(), token.to_string());
+                token
+            },
+            |token| (*token).clone(),
+        );
+        sealed.push(Sealed {
+            name: Arc::clone(&secret.name),
+            token,
+            secret: secret.value.clone(),
+            scope: secret.scope.clone(),
+            places: Arc::clone(&secret.places),
+        });
+    }
+    let view = SessionView {
+        version,
+        sealed,
+        egress: spec.egress.clone(),
+        allow_plaintext: spec.allow_plaintext,
+    };
+    (view, fresh)
+}
+
+fn decode_basic(value: &[u8]) -> Option<Zeroizing<String>> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let decoded = STANDARD.decode(rest.trim_ascii_start()).ok()?;
+    String::from_utf8(decoded).ok().map(Zeroizing::new)
+}
+
+fn row_key(tenant: &TenantId, id: &SessionId) -> RowKey {
+    RowKey {
+        tenant: tenant.clone(),
+        session: id.clone(),
+    }
+}

@@ -1,0 +1,41 @@
+//! Sessions: what was asked for, what it means, and the live object that requests look at.
+//!
+//! A [`Form`] is what a tenant asked for, field by field; [`Spec::parse`] turns it into something
+//! that can be enforced, or lists every bad field at once. [`Sessions`] holds what lives. Only the
+//! view of a session opens sealed tokens. Called by the proxy (authenticate, open) and by the
+//! management API (create, patch, delete).
+
+mod credential;
+mod handle;
+mod life;
+mod live;
+mod quota;
+mod record;
+mod spec;
+mod view;
+
+pub use credential::Credential;
+pub use handle::{Counters, SessionHandle, TunnelGuard};
+pub use live::{Authenticated, Created, Patched, Sessions};
+pub use quota::ExchangeGuard;
+pub use spec::{
+    BAD_FIELDS_LIMIT, FieldError, Form, Options, SecretForm, SecretSpec, Spec, Warning,
+};
+pub use view::{HostView, SessionView};
+
+/// Says why a call on sessions failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields of the form are bad; every one is listed.
+    #[error("fields of the session are invalid")]
+    Invalid(Vec<FieldError>),
+    /// The tenant has no such session.
+    #[error("there is no such session")]
+    NotFound,
+    /// The store did not take the change; nothing changed.
+    #[error("the store did not take the change")]
+    Store(#[source] crate::store::Error),
+}
+
+#[cfg(test)]
+mod tests;
