@@ -26,3 +26,5 @@ pub mod store;
 pub mod upstream;
 
 pub mod session;
+
+pub mod proxy;

@@ -1,0 +1,121 @@
+//! A lane: the facts that every exchange of one tunnel, or one plain request, has in common.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Proxy;
+use super::reject::Refusal;
+use crate::audit::{Kind, Record, Traffic};
+use crate::host::HostPort;
+use crate::policy::{Denial, Scheme};
+use crate::session::{HostView, SessionHandle};
+
+/// One session's way to one target.
+pub(super) struct Lane<'a> {
+    pub(super) proxy: &'a Proxy,
+    pub(super) handle: &'a Arc<SessionHandle>,
+    pub(super) target: HostPort,
+    pub(super) scheme: Scheme,
+    /// The target as a `Host` field has it: the port only where it is not the scheme's.
+    pub(super) host_field: String,
+    /// Where the workload comes from.
+    peer: SocketAddr,
+    /// The bytes of all exchanges together.
+    traffic: Arc<Traffic>,
+    view: Arc<HostView>,
+}
+
+impl<'a> Lane<'a> {
+    /// Opens a lane, if the session's policy allows the target.
+    pub(super) fn open(
+        proxy: &'a Proxy,
+        handle: &'a Arc<SessionHandle>,
+        target: HostPort,
+        scheme: Scheme,
+        (peer, traffic): (SocketAddr, Arc<Traffic>),
+    ) -> Result<Self, Denial> {
+        let view = handle.host_view(&target, scheme)?;
+        let host_field = match (scheme, target.port) {
+            (Scheme::Https, 443) | (Scheme::Http, 80) => target.host.to_string(),
+            _ => target.to_string(),
+        };
+        Ok(Self {
+            proxy,
+            handle,
+            target,
+            scheme,
+            host_field,
+            peer,
+            traffic,
+            view,
+        })
+    }
+
+    /// Begins the audit record of an exchange.
+    pub(super) fn record(&self) -> Record {
+        let mut record = Record::begin(&self.proxy.audit, Kind::Exchange);
+        record.tenant(self.handle.tenant());
+        record.session(self.handle.id());
+        record.target(&self.target);
+        record.peer(self.peer);
+        record
+    }
+
+    /// Starts to count the bytes of an exchange, for its record and for the lane's.
+    pub(super) fn meter(&self, record: &mut Record) -> Meter {
+        let exchange = Arc::new(Traffic::default());
+        record.meter(&exchange);
+        Meter {
+            exchange,
+            lane: Arc::clone(&self.traffic),
+        }
+    }
+
+    /// Returns the view as the session stands now: one atomic load, unless it was patched.
+    pub(super) fn view(&mut self) -> Result<Arc<HostView>, Refusal> {
+        if self.view.version() != self.handle.version() {
+            let view = self.handle.host_view(&self.target, self.scheme);
+            self.view = view.map_err(|denial| self.denied(denial))?;
+        }
+        Ok(Arc::clone(&self.view))
+    }
+
+    fn denied(&self, denial: Denial) -> Refusal {
+        Refusal::denied(denial, &self.target.host.to_string())
+    }
+
+    /// Returns the port that the scheme implies.
+    pub(super) fn default_port(&self) -> u16 {
+        match self.scheme {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
+}
+
+/// Counts the bytes of one exchange; the lane's count gets them when it ends, however it ends.
+pub(super) struct Meter {
+    exchange: Arc<Traffic>,
+    lane: Arc<Traffic>,
+}
+
+impl Meter {
+    /// Notes how far the bodies have come.
+    pub(super) fn set(&self, up: u64, down: u64) {
+        self.exchange.up.store(up, Ordering::Relaxed);
+        self.exchange.down.store(down, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.lane
+            .up
+            .fetch_add(self.exchange.up.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.lane.down.fetch_add(
+            self.exchange.down.load(Ordering::Relaxed),
+            Ordering::Relaxed,
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! TLS with the workload: the name it asks for must be the CONNECT target's.
+//!
+//! The `ClientHello` is read before anything is decided. A name other than the target's is refused
+//! with the alert that says so; the leaf is the target's in any case. Called by the tunnel.
+
+use std::io;
+
+use rustls::server::Acceptor;
+use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::Proxy;
+use crate::audit::Decision;
+use crate::host::{Host, HostPort};
+use crate::wire::Connection;
+
+/// A fatal `unrecognized_name` alert in a record of its own (RFC 6066 §3, RFC 8446 §6).
+const UNRECOGNIZED_NAME: &[u8] = &[0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
+
+/// Ends the workload's TLS. The error is the reason for the audit record.
+pub(super) async fn handshake(
+    proxy: &Proxy,
+    down: Connection,
+    target: &HostPort,
+) -> Result<Connection, (Decision, &'static str)> {
+    match timeout(proxy.config.handshake_timeout, accept(proxy, down, target)).await {
+        Err(_elapsed) => Err((Decision::Aborted, "handshake_timeout")),
+        Ok(Err(error)) => {
+            // Most often a client that does not trust the CA.
+            tracing::debug!(%error, %target, "the workload's TLS handshake failed");
+            Err((Decision::Aborted, "handshake_failed"))
+        }
+        Ok(Ok(None)) => Err((Decision::Denied, "another_server_name")),
+        Ok(Ok(Some(connection))) => Ok(connection),
+    }
+}
+
+async fn accept(
+    proxy: &Proxy,
+    down: Connection,
+    target: &HostPort,
+) -> io::Result<Option<Connection>> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), down.into_replay()).await?;
+    let named = start.client_hello().server_name().map(Host::parse);
+    if !matches!(named, None | Some(Ok(_)))
+        || named.is_some_and(|name| name != Ok(target.host.clone()))
+    {
+        let mut down = Connection::new(Box::new(start.io));
+        down.send(UNRECOGNIZED_NAME).await?;
+        down.close(proxy.config.linger_timeout).await;
+        return Ok(None);
+    }
+    let config = proxy
+        .authority
+        .server_config(&target.host)
+        .await
+        .map_err(io::Error::other)?;
+    let stream = start.into_stream(config).await?;
+    Ok(Some(Connection::new(Box::new(stream))))
+}

@@ -1,0 +1,292 @@
+//! Origin-form requests: handed to the service that `app` gives, as `http` types.
+//!
+//! The head was read by the same strict reader as any other; the body is read as the service asks
+//! for it; the answer is streamed. Proxy credentials mean nothing here.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::Body as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use tokio::sync::mpsc;
+
+use super::reject::{self, Refusal};
+use super::{After, Config};
+use crate::serve::{BoxFuture, Peer};
+use crate::shutdown::Drain;
+use crate::wire::{
+    Body, Connection, Framing, Io, Progress, ReadError, RequestHead, Version, closes,
+    parse_request, request_framing,
+};
+
+/// How many pieces of a body wait for the service: it sets the pace.
+const PIECES_AHEAD: usize = 1;
+
+/// The error of an answer's body.
+pub type LocalError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of an answer from our own routes.
+pub type LocalBody = UnsyncBoxBody<Bytes, LocalError>;
+/// Serves our own routes. The request's extensions hold the [`Peer`].
+pub type Local =
+    Arc<dyn Fn(http::Request<Upload>) -> BoxFuture<http::Response<LocalBody>> + Send + Sync>;
+
+/// The body of a request to our own routes. It is read from the connection only as the service
+/// asks for it, so that a caller who is refused costs no memory.
+#[derive(Debug)]
+pub struct Upload(mpsc::Receiver<Result<Bytes, LocalError>>);
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = LocalError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, LocalError>>> {
+        let piece = self.0.poll_recv(cx);
+        piece.map(|piece| piece.map(|piece| piece.map(http_body::Frame::data)))
+    }
+}
+
+/// Serves our own routes, and nothing else.
+#[derive(Clone)]
+pub struct LocalServer {
+    /// The routes.
+    pub local: Local,
+    /// The limits.
+    pub config: Config,
+    /// When to stop.
+    pub drain: Drain,
+}
+
+impl std::fmt::Debug for LocalServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalServer")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LocalServer {
+    /// Serves one connection of a listener that is no proxy.
+    pub async fn serve(self, io: Io, peer: Peer) {
+        let mut down = Connection::new(io);
+        let mut wait = self.config.first_byte_timeout;
+        loop {
+            let block = tokio::select! {
+                biased;
+                block = down.read_head(wait, self.config.head_timeout) => block,
+                () = self.drain.draining() => return,
+            };
+            let after = match block.map(parse_request) {
+                Ok(Ok(head)) if head.target().first() == Some(&b'/') => {
+                    self.answer(&mut down, head, peer).await
+                }
+                Ok(Ok(_)) => {
+                    let message = "this listener serves its own routes only";
+                    refuse(&mut down, &Refusal::client(400, "bad_target", message)).await
+                }
+                Ok(Err(error)) | Err(ReadError::Malformed(error)) => {
+                    refuse(&mut down, &Refusal::from(error)).await
+                }
+                Err(_gone) => return,
+            };
+            match after {
+                After::KeepAlive => {}
+                After::Close => return down.linger(self.config.linger_timeout).await,
+                After::Gone => return,
+            }
+            wait = self.config.idle_timeout;
+        }
+    }
+
+    /// Serves one origin-form request.
+    pub(super) async fn answer(
+        &self,
+        down: &mut Connection,
+        head: RequestHead,
+        peer: Peer,
+    ) -> After {
+        let is_head = head.method() == b"HEAD";
+        let mut keep_alive = !closes(&head.fields, head.version)
+            && head.version == Version::Http11
+            && !self.drain.is_draining();
+        let (pieces, upload) = mpsc::channel(PIECES_AHEAD);
+        let (request, framing) = match local_request(&head, peer, Upload(upload)) {
+            Ok(request) => request,
+            Err(refusal) => return refuse(down, &refusal).await,
+        };
+        let waits = head
+            .fields
+            .all("expect")
+            .any(|v| v.eq_ignore_ascii_case(b"100-continue"));
+        let unsent = framing != Framing::None && down.input.is_empty();
+        if waits && unsent && down.send(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+            return After::Gone;
+        }
+        let mut body = Body::new(framing).without_framing();
+        let response = {
+            let mut response = (self.local)(request);
+            let mut pump = std::pin::pin!(pump(down, &mut body, pieces));
+            let mut pumping = true;
+            loop {
+                tokio::select! {
+                    biased;
+                    response = &mut response => break Ok(response),
+                    pumped = &mut pump, if pumping => match pumped {
+                        Ok(()) => pumping = false,
+                        Err(refusal) => break Err(refusal),
+                    },
+                }
+            }
+        };
+        let response = match response {
+            Ok(response) => response,
+            Err(refusal) => return refuse(down, &refusal).await,
+        };
+        keep_alive &= body.is_done();
+        match write(down, response, is_head, keep_alive).await {
+            Ok(()) if keep_alive => After::KeepAlive,
+            Ok(()) => After::Close,
+            Err(_gone) => After::Gone,
+        }
+    }
+}
+
+/// Makes the request that the service sees.
+fn local_request(
+    head: &RequestHead,
+    peer: Peer,
+    upload: Upload,
+) -> Result<(http::Request<Upload>, Framing), Refusal> {
+    let framing = request_framing(head)?;
+    let mut hosts = head.fields.all("host");
+    let one_host = hosts.next().is_some() && hosts.next().is_none();
+    if head.version == Version::Http11 && !one_host {
+        return Err(Refusal::client(
+            400,
+            "bad_host",
+            "Host is missing or repeated",
+        ));
+    }
+    let mut builder = http::Request::builder()
+        .method(head.method())
+        .uri(head.target());
+    for field in head.fields.iter() {
+        builder = builder.header(field.name, field.value);
+    }
+    let mut request = builder.body(upload).map_err(|_malformed| {
+        Refusal::client(
+            400,
+            "bad_target",
+            "the request target or a field is malformed",
+        )
+    })?;
+    request.extensions_mut().insert(peer);
+    Ok((request, framing))
+}
+
+/// Hands a body on piece by piece, until it is through or nobody wants it any more.
+async fn pump(
+    down: &mut Connection,
+    body: &mut Body,
+    pieces: mpsc::Sender<Result<Bytes, LocalError>>,
+) -> Result<(), Refusal> {
+    loop {
+        let mut piece = Vec::new();
+        let progress = body.step(&mut down.input, &mut piece)?;
+        if !piece.is_empty() && pieces.send(Ok(piece.into())).await.is_err() {
+            return Ok(());
+        }
+        match progress {
+            Progress::Done => return Ok(()),
+            Progress::Full => {}
+            Progress::Hungry => {
+                let read = tokio::select! {
+                    read = poll_fn(|cx| down.poll_fill(cx)) => read,
+                    () = pieces.closed() => return Ok(()),
+                };
+                if !matches!(read, Ok(1..)) {
+                    return Err(Refusal::gone());
+                }
+            }
+        }
+    }
+}
+
+async fn refuse(down: &mut Connection, refusal: &Refusal) -> After {
+    match reject::send(down, refusal, false).await {
+        Ok(()) => After::Close,
+        Err(_gone) => After::Gone,
+    }
+}
+
+/// Writes an answer, each piece of its body as it comes.
+async fn write(
+    down: &mut Connection,
+    response: http::Response<LocalBody>,
+    is_head: bool,
+    keep_alive: bool,
+) -> Result<(), LocalError> {
+    let (parts, body) = response.into_parts();
+    let mut body = Box::pin(body);
+    let length = body.size_hint().exact();
+    let bodyless = is_head || matches!(parts.status.as_u16(), 204 | 304);
+    let mut text = format!(
+        "HTTP/1.1 {} {}\r\n",
+        parts.status.as_u16(),
+        parts.status.canonical_reason().unwrap_or_default()
+    )
+    .into_bytes();
+    for (name, value) in &parts.headers {
+        let framing = [
+            http::header::CONTENT_LENGTH,
+            http::header::TRANSFER_ENCODING,
+        ];
+        if framing.contains(name) && !is_head {
+            continue;
+        }
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    match length {
+        _ if is_head || parts.status == http::StatusCode::NO_CONTENT => {}
+        Some(length) => text.extend_from_slice(format!("content-length: {length}\r\n").as_bytes()),
+        None => text.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    if !keep_alive {
+        text.extend_from_slice(b"connection: close\r\n");
+    }
+    text.extend_from_slice(b"\r\n");
+    let chunked = length.is_none();
+    if bodyless {
+        down.send(&text).await?;
+        return Ok(());
+    }
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
+        if chunked && !data.is_empty() {
+            text.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+        }
+        text.extend_from_slice(&data);
+        if chunked && !data.is_empty() {
+            text.extend_from_slice(b"\r\n");
+        }
+        if chunked || text.len() > 64 * 1024 {
+            down.send(&text).await?;
+            text.clear();
+        }
+    }
+    if chunked {
+        text.extend_from_slice(b"0\r\n\r\n");
+    }
+    down.send(&text).await?;
+    Ok(())
+}

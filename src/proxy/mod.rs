@@ -1,0 +1,162 @@
+//! The proxy: what one connection to the shared listener asks for, and who serves it.
+//!
+//! Every head is read here by our own strict reader. CONNECT opens a tunnel, an absolute-form
+//! target is a plain exchange, anything else goes to the service that `app` gives. Nothing is
+//! forwarded for a caller whose session is not known, and no axum type is named.
+
+mod connect;
+mod context;
+mod detect;
+mod exchange;
+mod intercept;
+mod local;
+mod plain;
+mod reject;
+mod relay;
+mod response;
+mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audit::{Kind, Record, Sink};
+use crate::authority::CertificateAuthority;
+use crate::host::HostPort;
+use crate::serve::Peer;
+use crate::session::Sessions;
+use crate::shutdown::Drain;
+use crate::swap::Swapper;
+use crate::upstream::Upstream;
+use crate::wire::{
+    Connection, Framing, Io, ReadError, RequestHead, Version, closes, parse_request,
+    request_framing,
+};
+
+pub use local::{Local, LocalBody, LocalError, LocalServer, Upload};
+
+use reject::Refusal;
+
+/// The limits of the data path.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How long the first head, or the first byte of a tunnel, may be waited for.
+    pub first_byte_timeout: Duration,
+    /// How long a head may take from its first byte to its last.
+    pub head_timeout: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long a connection may stay open with no exchange in flight.
+    pub idle_timeout: Duration,
+    /// How long a peer may refuse to take bytes of a body that are ready for it.
+    pub stall_timeout: Duration,
+    /// How long a connection is read after its last answer, for that answer to arrive.
+    pub linger_timeout: Duration,
+}
+
+/// What the proxy works with. One for the whole process.
+pub struct Proxy {
+    /// Who may pass.
+    pub sessions: Arc<Sessions>,
+    /// Who mints the leaves.
+    pub authority: Arc<CertificateAuthority>,
+    /// The way out.
+    pub upstream: Arc<Upstream>,
+    /// Where audit records go.
+    pub audit: Sink,
+    /// Who serves origin-form requests.
+    pub local: LocalServer,
+    /// The limits.
+    pub config: Config,
+    /// Our own public address, which is never dialled.
+    pub own: Option<HostPort>,
+    /// When to stop.
+    pub drain: Drain,
+    /// The scanner for tokens.
+    pub swapper: Swapper,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The answer went out, and the connection is of no more use. What the client still sends is
+    /// read for a moment so that the answer is not lost.
+    Close,
+    /// The next head may come.
+    KeepAlive,
+    /// The connection is dead.
+    Gone,
+}
+
+impl Proxy {
+    /// Serves one connection to the shared listener to its end.
+    pub async fn serve(self: Arc<Self>, io: Io, peer: Peer) {
+        let mut connection = Connection::new(io);
+        let mut wait = self.config.first_byte_timeout;
+        loop {
+            let block = tokio::select! {
+                biased;
+                block = connection.read_head(wait, self.config.head_timeout) => block,
+                () = self.drain.draining() => return,
+            };
+            let head = match block.map(parse_request) {
+                Ok(Ok(head)) => head,
+                Ok(Err(error)) | Err(ReadError::Malformed(error)) => {
+                    return self.refuse_head(connection, &error.into(), peer).await;
+                }
+                Err(ReadError::Late) => {
+                    return self.refuse_head(connection, &Refusal::late(), peer).await;
+                }
+                Err(_gone) => return,
+            };
+            if head.method() == b"CONNECT" {
+                match self.connect(connection, &head, peer).await {
+                    Some(again) => connection = again,
+                    None => return,
+                }
+            } else {
+                match self.answer(&mut connection, head, peer).await {
+                    After::KeepAlive => {}
+                    After::Close => return connection.linger(self.config.linger_timeout).await,
+                    After::Gone => return,
+                }
+            }
+            wait = self.config.idle_timeout;
+        }
+    }
+
+    async fn answer(&self, down: &mut Connection, head: RequestHead, peer: Peer) -> After {
+        if head.target().first() == Some(&b'/') || head.target() == b"*" {
+            self.local.answer(down, head, peer).await
+        } else {
+            self.serve_plain(down, head, peer).await
+        }
+    }
+
+    /// Tells whether a connection can carry another head after the refusal of this one.
+    fn reusable(&self, head: &RequestHead) -> bool {
+        request_framing(head) == Ok(Framing::None)
+            && head.version == Version::Http11
+            && !closes(&head.fields, head.version)
+            && !self.drain.is_draining()
+    }
+
+    /// Answers a head that could not be read. There is no telling where the next one starts.
+    async fn refuse_head(&self, mut down: Connection, refusal: &Refusal, peer: Peer) {
+        let mut record = Record::begin(&self.audit, Kind::Exchange);
+        record.peer(peer.address);
+        record.status(refusal.status);
+        record.decision(refusal.decision(), refusal.code);
+        drop(record);
+        if reject::send(&mut down, refusal, false).await.is_ok() {
+            down.linger(self.config.linger_timeout).await;
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Refusals: why the proxy itself answers, and with what.
+//!
+//! The one mapping from reasons to status codes of the data plane. A refusal is a JSON body that
+//! an agent can read and act on, and a `Proxy-Status` field (RFC 9209). It never repeats a value
+//! from the request, and never the text of an inner error.
+
+use std::io;
+
+use serde_json::json;
+
+use crate::audit::Decision;
+use crate::policy::{Denial, Refused};
+use crate::upstream;
+use crate::wire::{Connection, Error as WireError, FlowError};
+
+/// Why the proxy answers by itself.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) code: &'static str,
+    /// The error type of RFC 9209 §2.3.
+    proxy_error: &'static str,
+    message: &'static str,
+    /// What to ask the operator for.
+    ask: Option<String>,
+    decision: Decision,
+}
+
+impl Refusal {
+    /// Refuses what the client sent.
+    pub(super) fn client(status: u16, code: &'static str, message: &'static str) -> Self {
+        let decision = Decision::Denied;
+        Self {
+            status,
+            code,
+            proxy_error: "http_request_error",
+            message,
+            ask: None,
+            decision,
+        }
+    }
+
+    /// Refuses by policy.
+    pub(super) fn policy(code: &'static str, message: &'static str, ask: Option<String>) -> Self {
+        let decision = Decision::Denied;
+        Self {
+            status: 403,
+            code,
+            proxy_error: "http_request_denied",
+            message,
+            ask,
+            decision,
+        }
+    }
+
+    /// Refuses a head that did not arrive in time.
+    pub(super) fn late() -> Self {
+        Self::client(408, "head_timeout", "the head did not arrive in time")
+    }
+
+    /// Refuses a session that ended while its tunnel was open.
+    pub(super) fn session_over() -> Self {
+        let ask = Some("a new session: this one has expired or was deleted".to_owned());
+        Self::policy("session_over", "the session is over", ask)
+    }
+
+    /// Notes that the client went away. It is recorded and never sent.
+    pub(super) fn gone() -> Self {
+        let message = "the client closed before the end of the exchange";
+        Self {
+            decision: Decision::Aborted,
+            ..Self::client(400, "client_gone", message)
+        }
+    }
+
+    /// Reports what the upstream did.
+    pub(super) fn upstream(
+        status: u16,
+        code: &'static str,
+        proxy_error: &'static str,
+        message: &'static str,
+    ) -> Self {
+        Self {
+            status,
+            code,
+            proxy_error,
+            message,
+            ask: None,
+            decision: Decision::Failed,
+        }
+    }
+
+    /// Asks for credentials. The same for missing, unknown, expired and wrong ones.
+    pub(super) fn credentials() -> Self {
+        let message = "a session's id and token are required as Basic proxy credentials";
+        Self {
+            status: 407,
+            code: "proxy_authentication_required",
+            proxy_error: "http_request_denied",
+            message,
+            ask: Some("a current proxy URL: the session is missing, expired or deleted".to_owned()),
+            decision: Decision::Denied,
+        }
+    }
+
+    pub(super) fn decision(&self) -> Decision {
+        self.decision
+    }
+
+    /// Writes the answer. Refusals to HEAD have no body.
+    fn write(&self, keep_alive: bool, bodyless: bool) -> Vec<u8> {
+        let mut body = json!({ "code": self.code, "message": self.message });
+        if let (Some(ask), Some(object)) = (&self.ask, body.as_object_mut()) {
+            object.insert("ask".to_owned(), json!(ask));
+        }
+        let body = format!("{body}\n");
+        let challenge = match self.status {
+            407 => "Proxy-Authenticate: Basic realm=\"oshu-vault\"\r\n",
+            _ => "",
+        };
+        let connection = if keep_alive {
+            ""
+        } else {
+            "Connection: close\r\n"
+        };
+        let text = format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nCache-Control: no-store\r\n\
+             Proxy-Status: oshu-vault; error={error}; details=\"{code}\"\r\n\
+             {challenge}{connection}\r\n{body}",
+            status = self.status,
+            reason = reason(self.status),
+            length = body.len(),
+            error = self.proxy_error,
+            code = self.code,
+            body = if bodyless { "" } else { &body },
+        );
+        text.into_bytes()
+    }
+}
+
+/// Sends a refusal, closing unless the request was read to its end.
+pub(super) async fn send(
+    down: &mut Connection,
+    refusal: &Refusal,
+    keep_alive: bool,
+) -> io::Result<()> {
+    down.send(&refusal.write(keep_alive, false)).await
+}
+
+/// Sends a refusal to a HEAD request.
+pub(super) async fn send_bodyless(
+    down: &mut Connection,
+    refusal: &Refusal,
+    keep_alive: bool,
+) -> io::Result<()> {
+    down.send(&refusal.write(keep_alive, true)).await
+}
+
+impl From<WireError> for Refusal {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::TargetTooLong => {
+                Self::client(414, "target_too_long", "the request target is over 16 KiB")
+            }
+            WireError::HeadTooLarge => Self::client(
+                431,
+                "head_too_large",
+                "the head is over 64 KiB or has over 100 fields",
+            ),
+            WireError::Version => Self::client(
+                400,
+                "bad_version",
+                "the request line does not end in HTTP/1.1 or HTTP/1.0",
+            ),
+            WireError::StartLine => {
+                Self::client(400, "bad_request_line", "the request line is malformed")
+            }
+            WireError::LineEnd => {
+                Self::client(400, "bad_line_end", "every line of a head ends in CR LF")
+            }
+            WireError::Field => Self::client(400, "bad_field", "a header field is malformed"),
+            WireError::Framing => Self::client(
+                400,
+                "bad_framing",
+                "Content-Length or Transfer-Encoding is ambiguous or malformed",
+            ),
+            WireError::Chunk | WireError::Trailer => Self::client(
+                400,
+                "bad_body",
+                "the chunks or trailers of the body are malformed",
+            ),
+            WireError::ConnectionOption => Self::client(
+                400,
+                "bad_connection_option",
+                "Connection names a field that cannot be dropped",
+            ),
+        }
+    }
+}
+
+impl Refusal {
+    /// Refuses a target that policy denies.
+    pub(super) fn denied(denial: Denial, host: &str) -> Self {
+        let ask = format!("add {host} to the session's allowed_egress");
+        Self::policy(
+            denial.code(),
+            "the session's policy does not allow this host",
+            Some(ask),
+        )
+    }
+}
+
+impl From<&upstream::Error> for Refusal {
+    fn from(error: &upstream::Error) -> Self {
+        use upstream::Error as E;
+        let (status, code, proxy_error, message) = match error {
+            E::Connect(_) => (
+                502,
+                "connection_refused",
+                "connection_refused",
+                "the upstream cannot be reached",
+            ),
+            E::ConnectTimeout => (
+                504,
+                "connection_timeout",
+                "connection_timeout",
+                "the upstream did not accept a connection in time",
+            ),
+            E::Dns | E::Refused(Refused::NoAddress) => (
+                502,
+                "dns_error",
+                "dns_error",
+                "the host's name does not resolve",
+            ),
+            E::DnsTimeout => (
+                504,
+                "dns_timeout",
+                "dns_timeout",
+                "the host's name did not resolve in time",
+            ),
+            E::Refused(_) => {
+                return Self {
+                    status: 403,
+                    code: "destination_ip_prohibited",
+                    proxy_error: "destination_ip_prohibited",
+                    message: "the host's address is private, local or reserved",
+                    ask: Some("allow the address range in the proxy's upstream.allow_cidrs".into()),
+                    decision: Decision::Denied,
+                };
+            }
+            E::Tls(_) => (
+                502,
+                "tls_protocol_error",
+                "tls_protocol_error",
+                "the TLS handshake with the upstream failed",
+            ),
+            E::TlsCertificate(_) => (
+                502,
+                "tls_certificate_error",
+                "tls_certificate_error",
+                "the upstream's certificate does not verify for its name",
+            ),
+            E::TlsTimeout => (
+                504,
+                "tls_timeout",
+                "connection_timeout",
+                "the TLS handshake with the upstream did not end in time",
+            ),
+            E::Resolver(_) => (
+                502,
+                "proxy_internal_error",
+                "proxy_internal_error",
+                "names cannot be resolved at the moment",
+            ),
+        };
+        Self::upstream(status, code, proxy_error, message)
+    }
+}
+
+/// Reports an answer that broke off or broke a rule before any of it was sent on.
+pub(super) fn bad_answer() -> Refusal {
+    Refusal::upstream(
+        502,
+        "http_response_invalid",
+        "http_protocol_error",
+        "the upstream's answer is malformed or ambiguous",
+    )
+}
+
+/// Reports an upstream that closed without an answer.
+pub(super) fn no_answer() -> Refusal {
+    Refusal::upstream(
+        502,
+        "http_response_incomplete",
+        "http_response_incomplete",
+        "the upstream closed the connection without an answer",
+    )
+}
+
+/// Refuses a body that broke a rule on its way up.
+pub(super) fn bad_body(error: &FlowError) -> Option<Refusal> {
+    match error {
+        FlowError::Malformed(rule) => Some(Refusal::from(*rule)),
+        FlowError::ReceiverGone(_) | FlowError::SenderGone => None,
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        405 => "Method Not Allowed",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        504 => "Gateway Timeout",
+        _ => "Error",
+    }
+}

@@ -1,0 +1,394 @@
+//! The answer: waited for while the request still goes up, cleaned, and streamed back.
+//!
+//! Both directions are polled here, in the task of the exchange, so that the end of one is seen by
+//! the other. An answer with two framings, or a protocol switch nobody asked for, is refused and
+//! its connection closed. Scrubbing will stand between the head's cleaning and its writing.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::After;
+use super::context::{Lane, Meter};
+use super::exchange::{Outgoing, allowed, canonical_framing};
+use super::reject::{self, Refusal};
+use crate::audit::{Decision, Record};
+use crate::upstream::Lease;
+use crate::wire::{
+    AnswerHead, Body, Connection, Flow, FlowError, Framing, HeadScanner, ReadError, Version,
+    answer_framing, clean_answer, closes, parse_answer,
+};
+
+/// How an exchange ends whose client went away.
+const CLIENT_GONE: (Decision, &str) = (Decision::Aborted, "client_gone");
+/// The most interim answers that are passed on for one request.
+const INTERIM_LIMIT: usize = 10;
+
+/// Why there is no answer to send on.
+#[derive(Debug)]
+pub(super) enum Lost {
+    /// The client went away.
+    Client,
+    /// The client's body broke a rule.
+    ClientBody(FlowError),
+    /// The answer broke a rule.
+    Upstream,
+    /// The upstream closed before the first byte of an answer.
+    UpstreamSilent,
+}
+
+impl Lost {
+    pub(super) fn refusal(self) -> Refusal {
+        match self {
+            Self::Client => Refusal::gone(),
+            Self::ClientBody(error) => {
+                reject::bad_body(&error).unwrap_or_else(|| Self::Client.refusal())
+            }
+            Self::Upstream => reject::bad_answer(),
+            Self::UpstreamSilent => reject::no_answer(),
+        }
+    }
+}
+
+/// Waits for the head of the final answer while the request goes up. Interim answers are passed on.
+pub(super) async fn head(
+    lane: &Lane<'_>,
+    down: &mut Connection,
+    up: &mut Connection,
+    request: &mut Outgoing,
+    meter: &Meter,
+) -> Result<AnswerHead, Lost> {
+    let mut stall = Stall::new(lane.proxy.config.stall_timeout);
+    let mut wait = Wait {
+        scanner: HeadScanner::default(),
+        interim: Vec::new(),
+        interim_unflushed: false,
+        interim_count: 0,
+        upload_failed: false,
+        pass_interim: request.version == Version::Http11,
+    };
+    poll_fn(|cx| {
+        let polled = wait.poll(cx, down, up, &mut request.flow);
+        meter.set(request.flow.body().data_bytes(), 0);
+        match polled {
+            Poll::Pending if stall.poll(cx, &[&request.flow]) => Poll::Ready(Err(Lost::Upstream)),
+            polled => polled,
+        }
+    })
+    .await
+}
+
+/// Ends an exchange in which a peer takes nothing of what is ready for it.
+struct Stall {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    seen: Option<u64>,
+}
+
+impl Stall {
+    fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            timer: None,
+            seen: None,
+        }
+    }
+
+    /// Tells whether a peer takes nothing while none of the flows has moved for too long.
+    fn poll(&mut self, cx: &mut Context<'_>, flows: &[&Flow]) -> bool {
+        if !flows.iter().any(|flow| flow.is_blocked()) {
+            (self.timer, self.seen) = (None, None);
+            return false;
+        }
+        let now = Some(
+            flows
+                .iter()
+                .map(|flow| flow.taken())
+                .fold(0, u64::wrapping_add),
+        );
+        let deadline = Instant::now() + self.limit;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if now != self.seen {
+            self.seen = now;
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
+/// What was found in the input.
+enum Taken {
+    Final(AnswerHead),
+    Interim,
+    Nothing,
+}
+
+struct Wait {
+    scanner: HeadScanner,
+    interim: Vec<u8>,
+    /// Written, but perhaps not yet flushed.
+    interim_unflushed: bool,
+    interim_count: usize,
+    /// The upstream takes no more of the request, but may still say why.
+    upload_failed: bool,
+    pass_interim: bool,
+}
+
+impl Wait {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut Connection,
+        up: &mut Connection,
+        flow: &mut Flow,
+    ) -> Poll<Result<AnswerHead, Lost>> {
+        self.poll_upload(cx, down, up, flow)?;
+        loop {
+            ready!(self.poll_interim(cx, down))?;
+            match self.take(up)? {
+                Taken::Final(answer) => return Poll::Ready(Ok(answer)),
+                Taken::Interim => continue,
+                Taken::Nothing => {}
+            }
+            match up.poll_read_answer(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(_) if up.input.is_empty() && self.interim_count == 0 => {
+                    return Poll::Ready(Err(Lost::UpstreamSilent));
+                }
+                Poll::Ready(_) => return Poll::Ready(Err(Lost::Upstream)),
+                Poll::Pending => return self.poll_gone(cx, down, flow),
+            }
+        }
+    }
+
+    /// Watches for the client's leaving while it has nothing to send and nothing comes for it.
+    fn poll_gone(
+        &self,
+        cx: &mut Context<'_>,
+        down: &mut Connection,
+        flow: &Flow,
+    ) -> Poll<Result<AnswerHead, Lost>> {
+        if left(cx, down, flow.is_done(), self.upload_failed) {
+            return Poll::Ready(Err(Lost::Client));
+        }
+        Poll::Pending
+    }
+
+    /// Moves the request on.
+    fn poll_upload(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut Connection,
+        up: &mut Connection,
+        flow: &mut Flow,
+    ) -> Result<(), Lost> {
+        if self.upload_failed || flow.is_done() {
+            return Ok(());
+        }
+        match flow.poll(cx, down, up) {
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+            Poll::Ready(Err(FlowError::SenderGone)) => Err(Lost::Client),
+            Poll::Ready(Err(FlowError::ReceiverGone(_))) => {
+                self.upload_failed = true;
+                Ok(())
+            }
+            Poll::Ready(Err(error @ FlowError::Malformed(_))) => Err(Lost::ClientBody(error)),
+        }
+    }
+
+    fn poll_interim(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut Connection,
+    ) -> Poll<Result<(), Lost>> {
+        while !self.interim.is_empty() {
+            let count = ready!(down.poll_write(cx, &self.interim)).map_err(|_gone| Lost::Client)?;
+            self.interim.drain(..count);
+            self.interim_unflushed = true;
+        }
+        if self.interim_unflushed {
+            ready!(down.poll_flush(cx)).map_err(|_gone| Lost::Client)?;
+            self.interim_unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes a head that has arrived whole. Interim ones are put in line for the client.
+    fn take(&mut self, up: &mut Connection) -> Result<Taken, Lost> {
+        let block = match up.take_head(&mut self.scanner) {
+            Ok(Some(block)) => block,
+            Ok(None) => return Ok(Taken::Nothing),
+            Err(ReadError::Malformed(_) | _) => return Err(Lost::Upstream),
+        };
+        self.scanner = HeadScanner::default();
+        let mut answer = parse_answer(block).map_err(|_rule| Lost::Upstream)?;
+        match answer.status {
+            // Nobody asked for a switch of protocols: upgrades are refused before they leave.
+            101 => Err(Lost::Upstream),
+            100..200 => {
+                self.interim_count += 1;
+                if self.interim_count > INTERIM_LIMIT {
+                    return Err(Lost::Upstream);
+                }
+                answer_framing(&answer, false).map_err(|_rule| Lost::Upstream)?;
+                clean_answer(&mut answer).map_err(|_rule| Lost::Upstream)?;
+                if self.pass_interim {
+                    answer.write(&mut self.interim);
+                }
+                Ok(Taken::Interim)
+            }
+            _ => Ok(Taken::Final(answer)),
+        }
+    }
+}
+
+/// Tells whether the client has left while its request is not read any more: because all of it went
+/// up, or because the upstream takes no more of it. In the second case the client has every right
+/// to go on sending, and still waits for the answer that says why.
+fn left(
+    cx: &mut Context<'_>,
+    down: &mut Connection,
+    upload_done: bool,
+    upload_failed: bool,
+) -> bool {
+    if upload_done {
+        down.poll_gone(cx).is_ready()
+    } else {
+        upload_failed && down.poll_closed(cx) == Poll::Ready(true)
+    }
+}
+
+/// Sends the answer on, to its end or to the end of either side.
+pub(super) async fn run(
+    lane: &Lane<'_>,
+    down: &mut Connection,
+    mut lease: Lease,
+    mut request: Outgoing,
+    mut answer: AnswerHead,
+    (record, meter): (&mut Record, &Meter),
+) -> Result<After, Refusal> {
+    let framing = answer_framing(&answer, request.is_head).map_err(|_rule| reject::bad_answer())?;
+    let last_of_upstream = closes(&answer.fields, answer.version) || framing == Framing::UntilClose;
+    let status = answer.status;
+    clean_answer(&mut answer).map_err(|_rule| reject::bad_answer())?;
+    // An answer that comes before the request is through is the last one of the connection.
+    let keep_alive = request.keep_alive
+        && request.flow.is_done()
+        && framing != Framing::UntilClose
+        && !lane.proxy.drain.is_draining();
+    let ends_with_the_connection = framing == Framing::UntilClose
+        || (framing == Framing::Chunked && request.version == Version::Http10);
+    let mut flow = begin(&request, answer, framing, keep_alive);
+    if let Err(error) = flow.prime(&mut lease.connection) {
+        tracing::debug!(%error, "an answer's body is malformed");
+        return Err(reject::bad_answer());
+    }
+    if ends_with_the_connection {
+        // Whatever ends the exchange early, a cut of its session included, must not pass for the
+        // end of the body.
+        down.reset_when_dropped(true);
+    }
+    let mut stall = Stall::new(lane.proxy.config.stall_timeout);
+    let ended = stream(
+        down,
+        &mut lease.connection,
+        (&mut request.flow, &mut flow),
+        &mut stall,
+        meter,
+    )
+    .await;
+    record.status(status);
+    let after = match ended {
+        Ok(()) => {
+            if ends_with_the_connection {
+                down.reset_when_dropped(false);
+            }
+            allowed(record, status);
+            let clean = request.flow.is_done();
+            if clean && !last_of_upstream {
+                lease.give_back();
+            }
+            if clean && keep_alive {
+                After::KeepAlive
+            } else {
+                After::Close
+            }
+        }
+        Err((decision, reason)) => {
+            record.decision(decision, reason);
+            After::Gone
+        }
+    };
+    Ok(after)
+}
+
+/// Writes the head of the answer for this client.
+fn begin(request: &Outgoing, mut answer: AnswerHead, framing: Framing, keep_alive: bool) -> Flow {
+    let mut body = Body::new(framing);
+    canonical_framing(&mut answer.fields);
+    if framing == Framing::Chunked && request.version == Version::Http10 {
+        body = body.without_framing();
+        answer.fields.retain(|name, _| {
+            !name.eq_ignore_ascii_case(b"transfer-encoding")
+                && !name.eq_ignore_ascii_case(b"trailer")
+        });
+    }
+    if answer.status == 204 {
+        // A server must not send it there, and some clients would wait for chunks.
+        answer
+            .fields
+            .retain(|name, _| !name.eq_ignore_ascii_case(b"transfer-encoding"));
+    }
+    if !keep_alive {
+        answer.fields.append("Connection", &b"close"[..]);
+    }
+    let mut text = Vec::with_capacity(answer.fields.block().len() + 64);
+    answer.write(&mut text);
+    Flow::new(text, body)
+}
+
+/// Moves both bodies until the answer is through. What is left of the request then is not waited
+/// for: the upstream has answered without it.
+async fn stream(
+    down: &mut Connection,
+    up: &mut Connection,
+    (upload, download): (&mut Flow, &mut Flow),
+    stall: &mut Stall,
+    meter: &Meter,
+) -> Result<(), (Decision, &'static str)> {
+    let mut upload_failed = false;
+    poll_fn(|cx| {
+        if !upload.is_done() && !upload_failed {
+            match upload.poll(cx, down, up) {
+                Poll::Ready(Err(FlowError::SenderGone)) => return Poll::Ready(Err(CLIENT_GONE)),
+                Poll::Ready(Err(FlowError::Malformed(_))) => {
+                    return Poll::Ready(Err((Decision::Denied, "bad_request_body")));
+                }
+                Poll::Ready(Err(FlowError::ReceiverGone(_))) => upload_failed = true,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        let polled = download.poll(cx, up, down).map_err(|error| match error {
+            FlowError::SenderGone => (Decision::Failed, "upstream_cut"),
+            FlowError::ReceiverGone(_) => CLIENT_GONE,
+            FlowError::Malformed(_) => (Decision::Failed, "bad_answer_body"),
+        });
+        meter.set(upload.body().data_bytes(), download.body().data_bytes());
+        if polled.is_ready() {
+            return polled;
+        }
+        if left(cx, down, upload.is_done(), upload_failed) {
+            return Poll::Ready(Err(CLIENT_GONE));
+        }
+        if stall.poll(cx, &[&*upload, &*download]) {
+            return Poll::Ready(Err((Decision::Aborted, "stalled")));
+        }
+        Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,74 @@
+//! An open tunnel: detect, intercept, relay, and end it when its session says so.
+//!
+//! The whole tunnel runs beside the session's cut: when that comes, everything the tunnel holds is
+//! dropped at once, its upstream connection included. Called by `connect` after the 200.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::connect::allowed;
+use super::context::Lane;
+use super::detect::{Protocol, detect};
+use super::{Proxy, intercept, relay};
+use crate::audit::{Decision, Record, Traffic};
+use crate::host::HostPort;
+use crate::policy::Scheme;
+use crate::session::Authenticated;
+use crate::wire::Connection;
+
+/// How a tunnel ended before it carried anything.
+type Ended = (Decision, &'static str);
+
+/// Serves a tunnel to its end.
+pub(super) async fn run(
+    proxy: &Arc<Proxy>,
+    down: Connection,
+    caller: &Authenticated,
+    target: HostPort,
+    peer: SocketAddr,
+    mut record: Record,
+) {
+    let traffic = Arc::new(Traffic::default());
+    record.meter(&traffic);
+    let guard = caller.handle().enter(&target);
+    tokio::select! {
+        biased;
+        () = guard.cut() => record.decision(Decision::Aborted, "session_cut"),
+        ended = serve(proxy, down, caller, target, (peer, traffic)) => match ended {
+            Ok(()) => allowed(&mut record),
+            Err((decision, reason)) => {
+                if decision == Decision::Denied {
+                    caller.handle().counters().denied.fetch_add(1, Ordering::Relaxed);
+                }
+                record.decision(decision, reason);
+            }
+        },
+    }
+}
+
+async fn serve(
+    proxy: &Arc<Proxy>,
+    mut down: Connection,
+    caller: &Authenticated,
+    target: HostPort,
+    facts: (SocketAddr, Arc<Traffic>),
+) -> Result<(), Ended> {
+    if !down.wait_input(proxy.config.first_byte_timeout).await {
+        return Err((Decision::Aborted, "no_first_byte"));
+    }
+    let first = down.input.first();
+    let (down, scheme) = match first.map_or(Protocol::Unknown, |first| detect(*first)) {
+        Protocol::Tls => (
+            Box::pin(intercept::handshake(proxy, down, &target)).await?,
+            Scheme::Https,
+        ),
+        Protocol::Http => (down, Scheme::Http),
+        Protocol::Unknown => return Err((Decision::Denied, "unknown_protocol")),
+    };
+    // The session may have been patched since the CONNECT.
+    let lane = Lane::open(proxy, caller.handle(), target, scheme, facts)
+        .map_err(|denial| (Decision::Denied, denial.code()))?;
+    relay::run(lane, down).await;
+    Ok(())
+}
