@@ -28,3 +28,7 @@ pub mod upstream;
 pub mod session;
 
 pub mod proxy;
+
+pub mod web;
+
+pub mod api;

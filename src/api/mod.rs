@@ -1,0 +1,127 @@
+//! The management API: the route table, whole, and what its handlers share.
+//!
+//! Every route stands in [`router`], so that one look tells what is there; what needs no key is
+//! told apart in [`public_router`]. Handlers stand beside their types. Nothing here knows the
+//! proxy. Called by `app`, which serves the router on the shared or on its own listener.
+
+mod certificates;
+mod form;
+mod health;
+mod idempotency;
+mod vault;
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::FromRef;
+use axum::routing::get;
+
+use self::idempotency::Idempotency;
+use crate::session::Sessions;
+use crate::shutdown::Drain;
+use crate::web;
+use crate::web::{ApiKeys, Failure};
+
+pub use certificates::Certificates;
+
+/// Where workloads find the proxy, as `host:port`. What is not open is absent.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// The TLS listener.
+    pub tls: Option<String>,
+    /// The plain listener.
+    pub plain: Option<String>,
+}
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct ApiState {
+    sessions: Arc<Sessions>,
+    keys: Arc<ApiKeys>,
+    certificates: Arc<Certificates>,
+    addresses: Arc<Addresses>,
+    idempotency: Arc<Idempotency>,
+    drain: Drain,
+    danger_plaintext_management: bool,
+}
+
+impl ApiState {
+    /// Puts together what the handlers need. Credentials are taken over TLS or on loopback only.
+    pub fn new(
+        sessions: Arc<Sessions>,
+        keys: ApiKeys,
+        certificates: Certificates,
+        addresses: Addresses,
+        drain: Drain,
+    ) -> Self {
+        Self {
+            sessions,
+            keys: Arc::new(keys),
+            certificates: Arc::new(certificates),
+            addresses: Arc::new(addresses),
+            idempotency: Arc::default(),
+            drain,
+            danger_plaintext_management: false,
+        }
+    }
+
+    /// Takes credentials in the clear from everywhere: right only behind something that ends TLS.
+    #[must_use]
+    pub fn with_danger_plaintext_management(mut self, allow: bool) -> Self {
+        self.danger_plaintext_management = allow;
+        self
+    }
+}
+
+impl fmt::Debug for ApiState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiState")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FromRef<ApiState> for Arc<ApiKeys> {
+    fn from_ref(state: &ApiState) -> Self {
+        Self::clone(&state.keys)
+    }
+}
+
+/// Makes the service of all routes.
+pub fn router(state: ApiState) -> Router {
+    let management = Router::new()
+        .route("/v1/sessions", get(vault::list).post(vault::create))
+        .route(
+            "/v1/sessions/{id}",
+            get(vault::show).patch(vault::patch).delete(vault::delete),
+        );
+    finish(public().merge(management), state)
+}
+
+/// Makes the service of the routes that need no key: for the shared listener where management has
+/// its own.
+pub fn public_router(state: ApiState) -> Router {
+    finish(public(), state)
+}
+
+fn public() -> Router<ApiState> {
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/v1/ca.pem", get(certificates::ca_pem))
+        .route("/v1/ca.der", get(certificates::ca_der))
+        .route("/v1/bundle.pem", get(certificates::bundle_pem))
+}
+
+fn finish(routes: Router<ApiState>, state: ApiState) -> Router {
+    let danger = state.danger_plaintext_management;
+    let routes = routes
+        .fallback(async || Failure::NotFound)
+        .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
+        .with_state(state);
+    web::wrap(routes, danger)
+}
+
+#[cfg(test)]
+mod tests;
