@@ -32,3 +32,5 @@ pub mod proxy;
 pub mod web;
 
 pub mod api;
+
+pub mod config;

@@ -1,0 +1,246 @@
+//! The order of the sources, and the rules between settings.
+//!
+//! A rule is only asked where the settings it reads were understood: one mistake is one problem.
+//! What `--dev` implies is written out here and nowhere else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use super::raw::Reading;
+use super::settings::{Draft, find};
+use super::source::{Flags, Source};
+use super::value::UnscopedSecrets;
+use super::{Config, Origin, Problem, Problems, loopback};
+
+const LISTEN: &str = "proxy.listen";
+const TLS_LISTEN: &str = "proxy.tls_listen";
+const ADMIN_LISTEN: &str = "admin.listen";
+const API_KEY: &str = "api_key";
+const API_KEY_FILE: &str = "api_key_file";
+const STATE_DIR: &str = "state_dir";
+const TLS_CERT: &str = "proxy.tls_cert";
+const TLS_KEY: &str = "proxy.tls_key";
+const UNSCOPED: &str = "danger_unscoped_secrets";
+const PUBLIC_URL: &str = "proxy.public_url";
+#[cfg(test)]
+/// The settings whose default depends on `--dev`: [`apply_dev`] fills them.
+pub(super) const DEPENDS_ON_DEV: &[&str] = &[UNSCOPED, TLS_LISTEN];
+/// The port of the TLS listener that `--dev` opens.
+const DEV_TLS_PORT: u16 = 8443;
+
+/// Reads all sources in their order and checks the rules of a server.
+pub(super) fn load(source: &Source) -> Result<Config, Problems> {
+    let mut reading = Reading::default();
+    reading.read_file(source);
+    reading.read_environment(source);
+    reading.read_flags(source.flags());
+    apply_dev(&mut reading);
+    read_api_key(&mut reading, source);
+    find_state_dir(&mut reading, source);
+    check_listeners(&mut reading);
+    check_tls(&mut reading);
+    finish(reading)
+}
+
+/// Reads flags alone, without the rules of a server.
+pub(super) fn from_flags(flags: &Flags) -> Result<Config, Problems> {
+    let mut reading = Reading::default();
+    reading.read_flags(flags);
+    finish(reading)
+}
+
+/// Finds the state directory: the one named, else `OSHU_VAULT__STATE_DIR`, else the user's. For
+/// commands that need it and no other setting.
+///
+/// # Errors
+/// A problem where neither `XDG_STATE_HOME` nor `HOME` is an absolute path.
+pub fn state_dir(named: Option<&Path>, source: &Source) -> Result<PathBuf, Problems> {
+    let variable = find(STATE_DIR).and_then(super::Setting::variable);
+    let given = variable
+        .and_then(|name| source.variable(&name))
+        .map(Path::new)
+        .filter(|path| !path.as_os_str().is_empty());
+    named
+        .or(given)
+        .map(Path::to_owned)
+        .or_else(|| default_state_dir(source))
+        .ok_or_else(|| Problems(vec![state_dir_missing()]))
+}
+
+fn finish(reading: Reading) -> Result<Config, Problems> {
+    let Reading {
+        draft, problems, ..
+    } = reading;
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    let Draft {
+        mut config,
+        state_dir,
+        unscoped_secrets,
+        api_key_file: _,
+    } = draft;
+    config.state_dir = state_dir.unwrap_or_default();
+    config.danger_unscoped_secrets = matches!(unscoped_secrets, UnscopedSecrets::AnyHost);
+    Ok(config)
+}
+
+/// Opens what `--dev` opens, where nothing else was said.
+fn apply_dev(reading: &mut Reading) {
+    if !reading.draft.config.dev {
+        return;
+    }
+    if !reading.is_given(UNSCOPED) {
+        reading.draft.unscoped_secrets = UnscopedSecrets::AnyHost;
+    }
+    if !reading.is_given(TLS_LISTEN) {
+        reading.draft.config.proxy.tls_listen = Some(loopback(DEV_TLS_PORT));
+    }
+}
+
+fn read_api_key(reading: &mut Reading, source: &Source) {
+    if !reading.trusts(&[API_KEY, API_KEY_FILE]) {
+        return;
+    }
+    let file = reading.draft.api_key_file.take();
+    match (&reading.draft.config.api_key, file) {
+        (Some(_), Some(_)) => {
+            let origin = reading.origin(API_KEY_FILE);
+            let expectation = format!(
+                "is given beside the key itself ({})",
+                reading.origin(API_KEY)
+            );
+            reading.report(API_KEY_FILE, expectation, origin);
+        }
+        (None, Some(path)) => match source.read_api_key(&path) {
+            Ok(key) => reading.draft.config.api_key = Some(key),
+            Err(expectation) => {
+                let origin = reading.origin(API_KEY_FILE);
+                reading.report(API_KEY_FILE, expectation, origin);
+            }
+        },
+        (None, None) if !reading.draft.config.dev => reading.report(
+            API_KEY,
+            "expects SECRETS_PROXY_API_KEY with at least 16 characters, or api_key_file, or --dev",
+            Origin::Missing,
+        ),
+        (_, None) => {}
+    }
+}
+
+fn find_state_dir(reading: &mut Reading, source: &Source) {
+    if reading.draft.state_dir.is_some() || !reading.trusts(&[STATE_DIR]) {
+        return;
+    }
+    reading.draft.state_dir = default_state_dir(source);
+    if reading.draft.state_dir.is_none() {
+        reading.problems.push(state_dir_missing());
+    }
+}
+
+/// Relative paths are passed over, as the XDG base directory specification asks.
+fn default_state_dir(source: &Source) -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        let path = Path::new(source.variable(name)?);
+        path.is_absolute().then(|| path.to_owned())
+    };
+    let state = absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(state.join("oshu-vault"))
+}
+
+fn state_dir_missing() -> Problem {
+    Problem::new(
+        STATE_DIR,
+        "expects a path, since neither XDG_STATE_HOME nor HOME is an absolute one",
+        Origin::Missing,
+    )
+}
+
+fn check_listeners(reading: &mut Reading) {
+    let proxy = &reading.draft.config.proxy;
+    let dev = reading.draft.config.dev;
+    let admin = reading.draft.config.admin.listen;
+    let listeners = [(LISTEN, proxy.listen), (TLS_LISTEN, proxy.tls_listen)];
+    let has_public_url = proxy.public_url.is_some();
+    if listeners.iter().all(|(_, address)| address.is_none())
+        && reading.trusts(&[LISTEN, TLS_LISTEN])
+    {
+        let origin = reading.origin(LISTEN);
+        reading.report(
+            LISTEN,
+            "expects an address where tls_listen has none",
+            origin,
+        );
+    }
+    let open: Vec<&str> = listeners
+        .into_iter()
+        .filter(|(key, address)| is_open(*address) && reading.trusts(&[key]))
+        .map(|(key, _)| key)
+        .collect();
+    if dev {
+        for key in &open {
+            let origin = reading.origin(key);
+            reading.report(key, "expects a loopback address with --dev", origin);
+        }
+    } else if let Some(key) = open.first()
+        && !has_public_url
+        && reading.trusts(&[PUBLIC_URL])
+    {
+        reading.report(
+            PUBLIC_URL,
+            format!("expects the URL that workloads use, since {key} is not on loopback"),
+            Origin::Missing,
+        );
+    }
+    if is_open(admin) && reading.trusts(&[ADMIN_LISTEN]) {
+        let origin = reading.origin(ADMIN_LISTEN);
+        let expectation = if dev {
+            "expects a loopback address with --dev"
+        } else {
+            "expects a loopback address; others are not available in this version: they need the \
+             admin key"
+        };
+        reading.report(ADMIN_LISTEN, expectation, origin);
+    }
+}
+
+fn check_tls(reading: &mut Reading) {
+    let proxy = &reading.draft.config.proxy;
+    let (listen, cert, key) = (
+        proxy.tls_listen.is_some(),
+        proxy.tls_cert.is_some(),
+        proxy.tls_key.is_some(),
+    );
+    let dev = reading.draft.config.dev;
+    if !reading.trusts(&[TLS_LISTEN, TLS_CERT, TLS_KEY]) {
+        return;
+    }
+    for (name, given, other, other_given) in [
+        (TLS_CERT, cert, TLS_KEY, key),
+        (TLS_KEY, key, TLS_CERT, cert),
+    ] {
+        if given && !listen {
+            let origin = reading.origin(name);
+            reading.report(name, "has no use without proxy.tls_listen", origin);
+        } else if !given && other_given {
+            reading.report(
+                name,
+                format!("expects a file beside {other}"),
+                Origin::Missing,
+            );
+        } else if !given && listen && !dev {
+            reading.report(
+                name,
+                "expects a file, since proxy.tls_listen is set without --dev",
+                Origin::Missing,
+            );
+        }
+    }
+}
+
+/// Tells whether somebody on another machine can reach the address.
+fn is_open(address: Option<SocketAddr>) -> bool {
+    let canonical: Option<IpAddr> = address.map(|address| address.ip().to_canonical());
+    canonical.is_some_and(|ip| !ip.is_loopback())
+}

@@ -1,0 +1,384 @@
+//! The configuration: what the operator may set, where it may be set, and what follows from it.
+//!
+//! Defaults come first, then one TOML file, then the environment, then the command line. Every
+//! problem of every source is collected and reported at once, by key and place; the value that was
+//! given is never shown, because it may be a secret that was put in the wrong line. Called by
+//! `app` and `cli`; nothing below may import it.
+
+mod check;
+mod raw;
+mod settings;
+mod show;
+mod source;
+mod value;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::host::{Host, HostPort};
+use crate::policy::Cidr;
+use crate::secret::Secret;
+use crate::telemetry::LogFormat;
+
+pub use check::state_dir;
+pub use settings::{SETTINGS, Setting, Shape};
+pub use source::{Disk, FileContent, Files, Flags, Source};
+
+/// The commented configuration file with every setting at its default.
+pub const DEFAULT_TOML: &str = include_str!("default.toml");
+
+/// The effective configuration of the server.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Developer mode: loopback only, everything that is missing is generated.
+    pub dev: bool,
+    /// The listener for workloads and the management API.
+    pub proxy: Proxy,
+    /// The way out.
+    pub upstream: Upstream,
+    /// The operator's listener.
+    pub admin: Admin,
+    /// Deadlines and bounds.
+    pub limits: Limits,
+    /// The tenant's key; absent only with `dev`, where one is generated into the state directory.
+    pub api_key: Option<Secret>,
+    /// Where the CA, generated keys and the store lie.
+    pub state_dir: PathBuf,
+    /// The form of the log on stderr.
+    pub log: LogFormat,
+    /// Lets a secret without any scope go to every host; true with `dev` unless refused there.
+    pub danger_unscoped_secrets: bool,
+    /// Accepts credentials for the management API in cleartext on a listener off loopback.
+    pub danger_plaintext_management: bool,
+    /// Where sessions are kept.
+    pub store: Store,
+}
+
+impl Default for Config {
+    /// Loopback listeners, nothing opened, no key and no state directory.
+    fn default() -> Self {
+        Self {
+            dev: false,
+            proxy: Proxy::default(),
+            upstream: Upstream::default(),
+            admin: Admin::default(),
+            limits: Limits::default(),
+            api_key: None,
+            state_dir: PathBuf::new(),
+            log: LogFormat::Json,
+            danger_unscoped_secrets: false,
+            danger_plaintext_management: false,
+            store: Store::default(),
+        }
+    }
+}
+
+/// Settings of the shared listener (`[proxy]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// The plain listener; `127.0.0.1:8080` by default.
+    pub listen: Option<SocketAddr>,
+    /// The TLS listener; none by default, `127.0.0.1:8443` with `dev`.
+    pub tls_listen: Option<SocketAddr>,
+    /// The TLS listener's certificate chain, a PEM file.
+    pub tls_cert: Option<PathBuf>,
+    /// The TLS listener's private key, a PEM file.
+    pub tls_key: Option<PathBuf>,
+    /// What `proxy_url` names in the answers of the management API.
+    pub public_url: Option<PublicUrl>,
+}
+
+impl Default for Proxy {
+    /// A plain listener on loopback and nothing else.
+    fn default() -> Self {
+        Self {
+            listen: Some(loopback(8080)),
+            tls_listen: None,
+            tls_cert: None,
+            tls_key: None,
+            public_url: None,
+        }
+    }
+}
+
+/// Settings of the connections to upstreams (`[upstream]`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Upstream {
+    /// More roots to trust, PEM files.
+    pub ca_files: Vec<PathBuf>,
+    /// Names with fixed addresses; the addresses still have to pass the address table.
+    pub resolve: Vec<Resolve>,
+    /// Which roots are trusted besides `ca_files`.
+    pub trust: Trust,
+    /// Address ranges that are opened although the address table refuses them.
+    pub allow_cidrs: Vec<Cidr>,
+}
+
+/// A fixed address for one name: `HOST=IP[:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolve {
+    /// The name; never an address.
+    pub host: Host,
+    /// Where it leads.
+    pub ip: IpAddr,
+    /// The port to dial in place of the one asked for.
+    pub port: Option<u16>,
+}
+
+/// The roots that upstream certificates are verified against.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// The public roots that are compiled in.
+    #[default]
+    Public,
+    /// The store of the operating system.
+    System,
+}
+
+/// Settings of the operator's listener (`[admin]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where it listens; `127.0.0.1:9090` by default.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Admin {
+    /// A listener on loopback.
+    fn default() -> Self {
+        Self {
+            listen: Some(loopback(9090)),
+        }
+    }
+}
+
+/// Deadlines and bounds (`[limits]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// For the first byte of a connection, and of a tunnel after the answer to CONNECT.
+    pub first_byte_timeout: Duration,
+    /// For reading one head, from its first byte.
+    pub head_timeout: Duration,
+    /// For a TLS handshake, on either side.
+    pub handshake_timeout: Duration,
+    /// For a connection with no exchange in flight.
+    pub idle_timeout: Duration,
+    /// How long a peer may refuse to take bytes that are ready for it.
+    pub stall_timeout: Duration,
+    /// For all attempts to connect to one upstream together.
+    pub connect_timeout: Duration,
+    /// For one look-up.
+    pub dns_timeout: Duration,
+    /// For exchanges in flight after the signal to stop.
+    pub drain_timeout: Duration,
+    /// Connections open at once through all listeners together.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    /// The figures of the operations guide.
+    fn default() -> Self {
+        Self {
+            first_byte_timeout: Duration::from_secs(15),
+            head_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_mins(5),
+            stall_timeout: Duration::from_mins(10),
+            connect_timeout: Duration::from_secs(10),
+            dns_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(30),
+            connections: 10_000,
+        }
+    }
+}
+
+/// Where sessions are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Store {
+    /// In this process only: they end with it.
+    #[default]
+    Memory,
+}
+
+/// An origin: scheme, host and port, without path, user or query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicUrl {
+    /// `http` or `https`.
+    pub scheme: Scheme,
+    /// Host and port; the scheme's own port where none was written.
+    pub authority: HostPort,
+}
+
+/// The scheme of a URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Cleartext; port 80 where none is written.
+    Http,
+    /// TLS; port 443 where none is written.
+    Https,
+}
+
+impl Scheme {
+    /// Returns the name as it stands before `://`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// Returns the port that goes without saying (RFC 9110 §4.2).
+    pub fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+impl PublicUrl {
+    /// Parses `http://HOST[:PORT]` or `https://HOST[:PORT]`; nothing for any other text. One
+    /// slash at the end is allowed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once("://")?;
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
+            "http" => Scheme::Http,
+            "https" => Scheme::Https,
+            _ => return None,
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let authority = HostPort::parse_or(rest, scheme.default_port()).ok()?;
+        Some(Self { scheme, authority })
+    }
+}
+
+impl fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme.as_str(), self.authority.host)?;
+        if self.authority.port == self.scheme.default_port() {
+            return Ok(());
+        }
+        write!(f, ":{}", self.authority.port)
+    }
+}
+
+impl fmt::Display for Resolve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}={}", self.host, SocketAddr::new(self.ip, port)),
+            None => write!(f, "{}={}", self.host, self.ip),
+        }
+    }
+}
+
+impl Config {
+    /// Reads every source and checks what must hold between settings.
+    ///
+    /// # Errors
+    /// All [`Problems`] at once, each with key, expectation and place.
+    pub fn load(source: &Source) -> Result<Self, Problems> {
+        check::load(source)
+    }
+
+    /// Fills the defaults with flags alone: no file, no environment, and none of the rules that
+    /// hold for a server. For the private proxy of `run`.
+    ///
+    /// # Errors
+    /// All [`Problems`] of the flags.
+    pub fn from_flags(flags: &Flags) -> Result<Self, Problems> {
+        check::from_flags(flags)
+    }
+
+    /// Prints the effective configuration as a TOML file, without any secret.
+    pub fn redacted(&self) -> String {
+        show::redacted(self)
+    }
+}
+
+/// Where a setting was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody gave the setting; its default stands.
+    Default,
+    /// An environment variable, by name.
+    Environment(String),
+    /// The configuration file, with the line where it is known.
+    File(PathBuf, Option<usize>),
+    /// A flag of the command line, with its dashes.
+    Flag(String),
+    /// The setting has no value and no default.
+    Missing,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("by default"),
+            Self::Environment(name) => write!(f, "from {name}"),
+            Self::File(path, Some(line)) => write!(f, "from {}:{line}", path.display()),
+            Self::File(path, None) => write!(f, "from {}", path.display()),
+            Self::Flag(flag) => write!(f, "from {flag}"),
+            Self::Missing => f.write_str("not set"),
+        }
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The setting by its full dotted path.
+    pub key: String,
+    /// What would be right. Never the value that was given.
+    pub expectation: String,
+    /// Where the wrong value stands.
+    pub origin: Origin,
+}
+
+impl Problem {
+    fn new(key: impl Into<String>, expectation: impl Into<String>, origin: Origin) -> Self {
+        Self {
+            key: key.into(),
+            expectation: expectation.into(),
+            origin,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.key, self.expectation, self.origin)
+    }
+}
+
+/// Everything that is wrong with the configuration, one problem a line; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Walks over the problems in the order of the sources.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,363 @@
+//! The table of settings: every key, where it may be given, what it takes, and what it says.
+//!
+//! The file, the environment, the command line, the help text and the commented default file are
+//! all read off this one table, so that none of them can know a setting that another does not.
+
+use std::path::PathBuf;
+
+use super::Config;
+use super::value::{Raw, UnscopedSecrets, Value};
+
+/// The start of every environment variable that sets a key: two underscores stand for a dot.
+pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
+
+/// Keys, and sections with all their keys, that later versions have.
+const LATER: &[&str] = &[
+    "admin_key",
+    "api",
+    "audit",
+    "gateway",
+    "github",
+    "payment",
+    "sandbox",
+    "store.max_stale",
+    "upstream.proxy",
+];
+
+/// How many values a setting takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One value.
+    One,
+    /// Any number: an array in the file, commas in the environment, a flag that may be repeated.
+    Many,
+    /// True or false; its flag takes no value.
+    Switch,
+}
+
+/// Where a setting may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The file, the environment and, where it has a flag, the command line.
+    Anywhere,
+    /// The same, under a name of its own in the environment.
+    AnywhereAs(&'static str),
+    /// The environment alone: a secret that must not lie in a file beside other settings.
+    Environment(&'static str),
+    /// The command line alone: it should be seen by whoever starts the process.
+    CommandLine,
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Setting {
+    /// The dotted path in the file.
+    pub key: &'static str,
+    /// The flag of `serve`, without its dashes.
+    pub flag: Option<&'static str>,
+    /// The placeholder in the help text.
+    pub value_name: &'static str,
+    /// How many values it takes.
+    pub shape: Shape,
+    /// What it does, in one or two sentences.
+    pub doc: &'static str,
+    /// A TOML value to show where there is no default.
+    pub example: &'static str,
+    pub(super) place: Place,
+    pub(super) set: fn(&mut Draft, &Raw) -> Result<(), Vec<String>>,
+    pub(super) show: fn(&Draft) -> Option<String>,
+}
+
+/// A configuration while it is being read.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub(super) config: Config,
+    pub(super) api_key_file: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) unscoped_secrets: UnscopedSecrets,
+}
+
+impl Draft {
+    /// Goes back from an effective configuration, to print it.
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            api_key_file: None,
+            state_dir: Some(config.state_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
+            unscoped_secrets: if config.danger_unscoped_secrets {
+                UnscopedSecrets::AnyHost
+            } else {
+                UnscopedSecrets::Refuse
+            },
+            config: config.clone(),
+        }
+    }
+}
+
+impl Setting {
+    /// Returns the name of the environment variable; nothing where there is none.
+    pub fn variable(&self) -> Option<String> {
+        match self.place {
+            Place::Anywhere => {
+                let path = self.key.replace('.', "__").to_ascii_uppercase();
+                Some(format!("{ENVIRONMENT_PREFIX}{path}"))
+            }
+            Place::AnywhereAs(name) | Place::Environment(name) => Some(name.to_owned()),
+            Place::CommandLine => None,
+        }
+    }
+
+    /// Tells whether the setting may stand in the file.
+    pub(super) fn in_file(&self) -> bool {
+        matches!(self.place, Place::Anywhere | Place::AnywhereAs(_))
+    }
+
+    /// Says where the setting may be given, for a place where it may not.
+    pub(super) fn belongs(&self) -> String {
+        match (self.place, self.variable(), self.flag) {
+            (Place::Environment(_), Some(name), _) => {
+                format!("must not be given here: set {name} or {}_file", self.key)
+            }
+            (_, Some(name), _) => format!("is not given under this name: set {name}"),
+            (_, None, flag) => format!(
+                "can only be given on the command line, as --{}",
+                flag.unwrap_or(self.key)
+            ),
+        }
+    }
+}
+
+/// Finds a setting by its dotted path.
+pub(super) fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// Tells whether a dotted path is a section of the file.
+pub(super) fn is_section(path: &str) -> bool {
+    let within = |key: &str| {
+        key.strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.'))
+    };
+    SETTINGS.iter().any(|setting| within(setting.key))
+}
+
+/// Tells whether a dotted path belongs to a later version.
+pub(super) fn is_later(path: &str) -> bool {
+    LATER.iter().any(|later| {
+        path.strip_prefix(later)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    })
+}
+
+/// Finds the setting that a misspelt path most likely means: at most two edits away.
+pub(super) fn nearest(path: &str) -> Option<&'static Setting> {
+    // No key is this long, and the work grows with the product of both lengths.
+    if path.len() > 80 {
+        return None;
+    }
+    SETTINGS
+        .iter()
+        .map(|setting| (edits(path, setting.key), setting))
+        .filter(|(distance, _)| *distance <= 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, setting)| setting)
+}
+
+/// Counts the insertions, deletions and replacements between two texts.
+fn edits(left: &str, right: &str) -> usize {
+    let mut row: Vec<usize> = (0..=right.chars().count()).collect();
+    for (index, a) in left.chars().enumerate() {
+        let mut next = vec![index + 1];
+        let mut here = index + 1;
+        for ((b, diagonal), above) in right.chars().zip(&row).zip(row.iter().skip(1)) {
+            here = (here + 1)
+                .min(above + 1)
+                .min(diagonal + usize::from(a != b));
+            next.push(here);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+const fn shape_of<T: Value>(_: fn(&Draft) -> &T) -> Shape {
+    T::SHAPE
+}
+
+const fn name_of<T: Value>(_: fn(&Draft) -> &T) -> &'static str {
+    T::NAME
+}
+
+fn fill<T: Value>(slot: &mut T, raw: &Raw) -> Result<(), Vec<String>> {
+    *slot = T::read(raw)?;
+    Ok(())
+}
+
+/// Writes one line of the table: key, field of [`Draft`], place, flag, example, text.
+macro_rules! setting {
+    (
+        $key:literal, $($field:ident).+, $place:ident $(($variable:literal))?, $flag:expr,
+        $example:literal, $doc:literal
+    ) => {
+        Setting {
+            key: $key,
+            flag: $flag,
+            value_name: name_of(|draft| &draft.$($field).+),
+            shape: shape_of(|draft| &draft.$($field).+),
+            doc: $doc,
+            example: $example,
+            place: Place::$place $(($variable))?,
+            set: |draft, raw| fill(&mut draft.$($field).+, raw),
+            show: |draft| draft.$($field).+.to_toml(),
+        }
+    };
+}
+
+/// Every setting, in the order of the commented default file.
+#[rustfmt::skip]
+pub const SETTINGS: &[Setting] = &[
+    setting!("dev", config.dev, CommandLine, Some("dev"), "true",
+        "Developer mode: loopback listeners only; CA and API key are generated into the state \
+         directory; loopback upstreams, any port and unscoped secrets are allowed."),
+    setting!("api_key", config.api_key, Environment("SECRETS_PROXY_API_KEY"), None, "\"\"",
+        "The tenant's API key: 16 to 512 visible characters."),
+    setting!("api_key_file", api_key_file, AnywhereAs("SECRETS_PROXY_API_KEY_FILE"), None,
+        "\"/run/secrets/oshu-vault-api-key\"",
+        "A file that holds the tenant's API key, readable by its owner alone (mode 0600 or 0400). \
+         The other way is the environment variable SECRETS_PROXY_API_KEY; one of them is needed \
+         without --dev, both together are refused. The key itself never stands in this file."),
+    setting!("state_dir", state_dir, Anywhere, Some("state-dir"), "\"/var/lib/oshu-vault\"",
+        "Where the CA, generated keys and the store lie. Without it: $XDG_STATE_HOME/oshu-vault, \
+         else $HOME/.local/state/oshu-vault."),
+    setting!("log", config.log, Anywhere, Some("log"), "\"json\"",
+        "The form of the log on stderr: json or text."),
+    setting!("danger_unscoped_secrets", unscoped_secrets, Anywhere, None, "\"refuse\"",
+        "What happens to a secret for which neither the session nor the catalogue gives a scope: \
+         refuse, or any_host, which lets a workload read the secret back by sending it to a host \
+         of its own. --dev means any_host unless this says refuse."),
+    setting!("danger_plaintext_management", config.danger_plaintext_management, Anywhere, None,
+        "false",
+        "Accept credentials of the management API in cleartext on a listener off loopback: only \
+         where TLS ends in front of this process."),
+
+    setting!("proxy.listen", config.proxy.listen, Anywhere, Some("listen"), "\"127.0.0.1:8080\"",
+        "The plain listener for workloads and the management API; none turns it off. Port 0 \
+         takes a free port, here and below."),
+    setting!("proxy.tls_listen", config.proxy.tls_listen, Anywhere, Some("tls-listen"),
+        "\"127.0.0.1:8443\"",
+        "The same service in TLS; none turns it off. With --dev and nothing said: 127.0.0.1:8443."),
+    setting!("proxy.tls_cert", config.proxy.tls_cert, Anywhere, Some("tls-cert"),
+        "\"/etc/oshu-vault/tls.crt\"",
+        "The TLS listener's certificate chain (PEM). Needed with tls_listen, but for --dev, where \
+         the vault's own CA mints one."),
+    setting!("proxy.tls_key", config.proxy.tls_key, Anywhere, Some("tls-key"),
+        "\"/etc/oshu-vault/tls.key\"",
+        "The private key that belongs to tls_cert (PEM)."),
+    setting!("proxy.public_url", config.proxy.public_url, Anywhere, Some("public-url"),
+        "\"https://vault.example.com:8443\"",
+        "How workloads reach the proxy: what proxy_url names in answers. Needed when a listener \
+         is not on loopback."),
+
+    setting!("upstream.ca_files", config.upstream.ca_files, Anywhere, Some("upstream-ca"), "[]",
+        "More roots that upstream certificates may lead to (PEM files)."),
+    setting!("upstream.resolve", config.upstream.resolve, Anywhere, Some("resolve"), "[]",
+        "Fixed addresses of names: \"HOST=IP\" or \"HOST=IP:PORT\" (IPv6 in brackets before a \
+         port). The address still has to pass the address table."),
+    setting!("upstream.trust", config.upstream.trust, Anywhere, None, "\"public\"",
+        "The roots to trust besides ca_files: public (compiled in) or system."),
+    setting!("upstream.allow_cidrs", config.upstream.allow_cidrs, Anywhere, Some("allow-cidr"),
+        "[]",
+        "Private address ranges that workloads may reach. Metadata addresses stay shut."),
+
+    setting!("admin.listen", config.admin.listen, Anywhere, Some("admin-listen"),
+        "\"127.0.0.1:9090\"",
+        "The operator's listener: health routes, no metrics yet; none turns it off. On loopback only."),
+
+    setting!("store.url", config.store, Anywhere, Some("store"), "\"memory\"",
+        "Where sessions are kept: memory, which ends with the process."),
+
+    setting!("limits.first_byte_timeout_ms", config.limits.first_byte_timeout, Anywhere, None,
+        "15000", "Milliseconds for the first byte of a connection, and of a tunnel after the answer to \
+         CONNECT."),
+    setting!("limits.head_timeout_ms", config.limits.head_timeout, Anywhere, None,
+        "10000", "Milliseconds for reading one head, from its first byte."),
+    setting!("limits.handshake_timeout_ms", config.limits.handshake_timeout, Anywhere, None,
+        "10000", "Milliseconds for a TLS handshake, on either side."),
+    setting!("limits.idle_timeout_ms", config.limits.idle_timeout, Anywhere, None,
+        "300000", "Milliseconds that a connection is kept with no exchange in flight."),
+    setting!("limits.stall_timeout_ms", config.limits.stall_timeout, Anywhere, None,
+        "600000", "Milliseconds that a peer may refuse to take bytes of a body that are ready for it."),
+    setting!("limits.connect_timeout_ms", config.limits.connect_timeout, Anywhere, None,
+        "10000", "Milliseconds for all attempts to connect to one upstream together."),
+    setting!("limits.dns_timeout_ms", config.limits.dns_timeout, Anywhere, None,
+        "5000", "Milliseconds for one look-up of a name."),
+    setting!("limits.drain_timeout_ms", config.limits.drain_timeout, Anywhere, None,
+        "30000", "Milliseconds for exchanges in flight after the signal to stop."),
+    setting!("limits.connections", config.limits.connections, Anywhere, None,
+        "10000", "Connections open at once through all listeners together."),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_are_counted() {
+        for (left, right, distance) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("abc", "abc", 0),
+            ("abc", "axc", 1),
+            ("abc", "bc", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!(edits(left, right), distance, "{left} {right}");
+        }
+    }
+
+    #[test]
+    fn misspelt_keys_find_their_setting() {
+        for (path, expected) in [
+            ("proxy.listn", Some("proxy.listen")),
+            ("prox.listen", Some("proxy.listen")),
+            ("proxy.tls_lisetn", Some("proxy.tls_listen")),
+            ("limits.dns_timeout", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(nearest(path).map(|setting| setting.key), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_in_every_source() {
+        let mut keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+        let mut flags: Vec<_> = SETTINGS.iter().filter_map(|setting| setting.flag).collect();
+        let mut variables: Vec<_> = SETTINGS.iter().filter_map(Setting::variable).collect();
+        let counts = (keys.len(), flags.len(), variables.len());
+        keys.sort_unstable();
+        keys.dedup();
+        flags.sort_unstable();
+        flags.dedup();
+        variables.sort();
+        variables.dedup();
+        assert_eq!(counts, (keys.len(), flags.len(), variables.len()));
+        for key in keys {
+            assert!(!is_later(key), "{key} cannot be a setting and a later one");
+        }
+    }
+
+    #[test]
+    fn later_sections_hold_all_their_keys() {
+        for (path, later) in [
+            ("audit", true),
+            ("audit.on_full", true),
+            ("auditor", false),
+            ("upstream.proxy", true),
+            ("upstream.proxies", false),
+            ("store.url", false),
+            ("gateway.api_key", true),
+        ] {
+            assert_eq!(is_later(path), later, "{path}");
+        }
+    }
+}
