@@ -34,3 +34,5 @@ pub mod web;
 pub mod api;
 
 pub mod config;
+
+pub mod app;
