@@ -18,6 +18,7 @@ pub mod authority;
 pub mod policy;
 pub mod seal;
 
+pub mod client_env;
 pub mod swap;
 
 pub mod audit;
