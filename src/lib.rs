@@ -37,3 +37,5 @@ pub mod api;
 pub mod config;
 
 pub mod app;
+
+pub mod cli;

@@ -1,3 +1,7 @@
-//! The program: has nothing to do yet.
+//! The program: hands its arguments to the command line and leaves with its exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    oshu_vault::cli::main(std::env::args_os())
+}

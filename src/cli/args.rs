@@ -1,0 +1,324 @@
+//! The parsed command line: one typed value for each verb, and the text that a mistake gets.
+//!
+//! Parsing reads no file and no environment, and repeats no value that a flag was given. Called by
+//! `main`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::ArgMatches;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::config::{Config, Flags, Problems, PublicUrl, SETTINGS, Setting, Shape, Upstream};
+use crate::host::HostPattern;
+use crate::id::SessionId;
+
+use super::grammar::{command, is_upstream};
+use super::spec::{self, SecretFlag};
+use super::target::ServerFlags;
+
+/// The exit code for a wrong command line or configuration (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+/// What a URL of a server looks like.
+pub(super) const URL: &str = "http://HOST[:PORT] or https://HOST[:PORT]";
+const LATER_TEXT: &str = "not available in this version";
+
+/// A parsed command line.
+#[derive(Debug, Clone)]
+pub struct Cli {
+    /// What is asked for.
+    pub verb: Verb,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub enum Verb {
+    /// `ca show`, `ca export`, `ca generate`.
+    Ca(Ca),
+    /// `check-config`: prints the effective configuration; takes the flags of `serve`.
+    CheckConfig(Flags),
+    /// `demo`: the whole story in one process.
+    Demo,
+    /// `healthcheck`: asks a running server; needs no API key.
+    Healthcheck(ServerFlags),
+    /// `run … -- CMD…`.
+    Run(Box<Run>),
+    /// `serve`.
+    Serve(Flags),
+    /// `session create`, `list`, `show`, `delete`.
+    Session(SessionCalls),
+    /// `version`.
+    Version,
+}
+
+/// What is asked about the certificate authority in the state directory.
+#[derive(Debug, Clone)]
+pub struct Ca {
+    /// The state directory, where it was named.
+    pub state_dir: Option<PathBuf>,
+    /// What is to be done.
+    pub action: CaAction,
+}
+
+/// What is to be done with the certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaAction {
+    /// Writes the root's certificate to a file, or to stdout.
+    Export {
+        /// The file.
+        out: Option<PathBuf>,
+    },
+    /// Makes a root with its key.
+    Generate {
+        /// The folder; the state directory where none is named.
+        out: Option<PathBuf>,
+    },
+    /// Prints subject, validity and fingerprint.
+    Show,
+}
+
+/// A call to a server's session API.
+#[derive(Debug, Clone)]
+pub struct SessionCalls {
+    /// Which server.
+    pub server: ServerFlags,
+    /// Which call.
+    pub action: SessionAction,
+}
+
+/// One call of the session API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionAction {
+    /// Creates a session from a JSON request.
+    Create {
+        /// The file with the request; stdin where none is named.
+        file: Option<PathBuf>,
+    },
+    /// Ends a session.
+    Delete(SessionId),
+    /// Lists the tenant's sessions.
+    List,
+    /// Prints one session.
+    Show(SessionId),
+}
+
+/// A command to run behind a private proxy, or behind a running server.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The secrets, with their scopes.
+    pub secrets: Vec<SecretFlag>,
+    /// The hosts the command may reach; any public host where none is named.
+    pub allow: Vec<HostPattern>,
+    /// The running server to use in place of a private proxy.
+    pub server: Option<ServerFlags>,
+    /// The file for audit records of the private proxy.
+    pub audit: Option<PathBuf>,
+    /// The private proxy's way out.
+    pub upstream: Upstream,
+    /// The program and its arguments; never empty.
+    pub command: Vec<OsString>,
+}
+
+/// Why the program ends before it has done anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code.
+    pub code: u8,
+    /// What to print.
+    pub text: String,
+    /// Whether the text was asked for (stdout) or is a complaint (stderr).
+    pub to_stdout: bool,
+}
+
+impl Exit {
+    /// Complains about the command line or the configuration.
+    pub fn usage(text: String) -> Self {
+        Self {
+            code: USAGE,
+            text,
+            to_stdout: false,
+        }
+    }
+}
+
+impl From<Problems> for Exit {
+    fn from(problems: Problems) -> Self {
+        Self::usage(problems.to_string())
+    }
+}
+
+impl From<clap::Error> for Exit {
+    fn from(mut error: clap::Error) -> Self {
+        // Whoever mistypes a flag may have put a secret behind it.
+        if error.get(ContextKind::InvalidValue).is_some() {
+            error.insert(
+                ContextKind::InvalidValue,
+                ContextValue::String("…".to_owned()),
+            );
+        }
+        let asked = matches!(
+            error.kind(),
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+        );
+        Self {
+            code: if asked { 0 } else { USAGE },
+            text: error.render().to_string(),
+            to_stdout: asked,
+        }
+    }
+}
+
+impl Cli {
+    /// Parses the arguments, the program's own name first.
+    ///
+    /// # Errors
+    /// Help and version leave with 0 on stdout, mistakes with 64 on stderr, naming the flag.
+    pub fn parse_from<I, T>(arguments: I) -> Result<Self, Exit>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        let matches = command().try_get_matches_from(arguments)?;
+        let verb = match matches.subcommand() {
+            Some(("ca", of)) => Verb::Ca(ca(of)?),
+            Some(("check-config", of)) => Verb::CheckConfig(flags(of, |_| true)),
+            Some(("demo", _)) => Verb::Demo,
+            Some(("healthcheck", of)) => Verb::Healthcheck(server_flags(of)?),
+            Some(("run", of)) => Verb::Run(Box::new(run(of)?)),
+            Some(("serve", of)) => Verb::Serve(flags(of, |_| true)),
+            Some(("session", of)) => Verb::Session(session(of)?),
+            Some(("version", _)) => Verb::Version,
+            other => return Err(not_available("", other)),
+        };
+        Ok(Self { verb })
+    }
+}
+
+fn not_available(parent: &str, subcommand: Option<(&str, &ArgMatches)>) -> Exit {
+    let name = subcommand.map_or("", |(name, _)| name);
+    Exit::usage(format!("error: {parent}{name}: {LATER_TEXT}"))
+}
+
+/// Collects the flags of settings, as the configuration takes them.
+fn flags(matches: &ArgMatches, wanted: impl Fn(&Setting) -> bool) -> Flags {
+    let start = Flags::new(optional(matches, "config"));
+    let with_flag = SETTINGS.iter().filter(|setting| setting.flag.is_some());
+    with_flag
+        .filter(|setting| wanted(setting))
+        .fold(start, |flags, setting| {
+            if setting.shape == Shape::Switch {
+                let on = matches.get_flag(setting.key);
+                return if on {
+                    flags.with(setting.key, Vec::new())
+                } else {
+                    flags
+                };
+            }
+            let values = texts(matches, setting.key);
+            if values.is_empty() {
+                flags
+            } else {
+                flags.with(setting.key, values)
+            }
+        })
+}
+
+fn texts(matches: &ArgMatches, id: &str) -> Vec<String> {
+    let values = matches.try_get_many::<String>(id).ok().flatten();
+    values
+        .map(|values| values.cloned().collect())
+        .unwrap_or_default()
+}
+
+/// Reads a path; nothing where it was not given or the verb has no such flag.
+fn optional(matches: &ArgMatches, id: &str) -> Option<PathBuf> {
+    matches.try_get_one::<PathBuf>(id).ok().flatten().cloned()
+}
+
+fn server_flags(matches: &ArgMatches) -> Result<ServerFlags, Exit> {
+    let url = match texts(matches, "server").first() {
+        None => None,
+        Some(text) => Some(
+            PublicUrl::parse(text)
+                .ok_or_else(|| Exit::usage(format!("error: --server expects {URL}")))?,
+        ),
+    };
+    Ok(ServerFlags {
+        url,
+        api_key_file: optional(matches, "api-key-file"),
+        ca: optional(matches, "ca"),
+        state_dir: optional(matches, "state-dir"),
+    })
+}
+
+fn run(matches: &ArgMatches) -> Result<Run, Exit> {
+    let secrets = spec::secrets(&texts(matches, "secret"), &texts(matches, "scope"));
+    let allow = spec::allowed(&texts(matches, "allow"));
+    let config = Config::from_flags(&flags(matches, is_upstream));
+    let server = server_flags(matches);
+    let command = matches.get_many::<OsString>("command");
+    match (secrets, allow, config, server) {
+        (Ok(secrets), Ok(allow), Ok(config), Ok(server)) => Ok(Run {
+            secrets,
+            allow,
+            server: server.url.is_some().then_some(server),
+            audit: optional(matches, "audit"),
+            upstream: config.upstream,
+            command: command
+                .map(|words| words.cloned().collect())
+                .unwrap_or_default(),
+        }),
+        (secrets, allow, config, server) => {
+            let config = config.err().map(|problems| problems.to_string());
+            let server = server.err().map(|exit| exit.text);
+            let wrong = [secrets.err(), allow.err(), config, server];
+            let lines: Vec<String> = wrong.into_iter().flatten().collect();
+            Err(Exit::usage(lines.join("\n")))
+        }
+    }
+}
+
+fn session(matches: &ArgMatches) -> Result<SessionCalls, Exit> {
+    let (name, of) = matches
+        .subcommand()
+        .ok_or_else(|| not_available("session ", None))?;
+    let id = || {
+        let given = texts(of, "id");
+        given
+            .first()
+            .and_then(|text| SessionId::parse(text))
+            .ok_or_else(|| {
+                Exit::usage("error: ID expects sess_ and 32 lower-case hex digits".to_owned())
+            })
+    };
+    let action = match name {
+        "create" => SessionAction::Create {
+            file: optional(of, "file").filter(|path| path.as_os_str() != "-"),
+        },
+        "delete" => SessionAction::Delete(id()?),
+        "list" => SessionAction::List,
+        "show" => SessionAction::Show(id()?),
+        _ => return Err(not_available("session ", matches.subcommand())),
+    };
+    Ok(SessionCalls {
+        server: server_flags(of)?,
+        action,
+    })
+}
+
+fn ca(matches: &ArgMatches) -> Result<Ca, Exit> {
+    let (name, of) = matches
+        .subcommand()
+        .ok_or_else(|| not_available("ca ", None))?;
+    let out = optional(of, "out");
+    let action = match name {
+        "export" => CaAction::Export { out },
+        "generate" => CaAction::Generate { out },
+        "show" => CaAction::Show,
+        _ => return Err(not_available("ca ", matches.subcommand())),
+    };
+    Ok(Ca {
+        state_dir: optional(of, "state-dir"),
+        action,
+    })
+}

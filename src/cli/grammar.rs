@@ -1,0 +1,212 @@
+//! The grammar of the command line: verbs, flags and their help.
+//!
+//! The flags of `serve` are read off the table of settings. Verbs of later versions are known, so
+//! that they are refused by name. Called by the parser, which alone looks at what clap found.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, Command, value_parser};
+
+use crate::config::{SETTINGS, Setting, Shape};
+
+/// Verbs that later versions have.
+const LATER: &[&str] = &[
+    "accounts", "audit", "doctor", "env", "keys", "openapi", "seal", "token",
+];
+/// The settings that `run` takes as flags too.
+const UPSTREAM_KEYS: &[&str] = &[
+    "upstream.ca_files",
+    "upstream.resolve",
+    "upstream.allow_cidrs",
+];
+
+/// What `run` does not do, at the end of its help.
+const RUN_LIMITS: &str = "\
+The command runs as you: files, keyrings and processes that you can read, it can read too. The real
+values are kept out of its environment, and it goes out through the proxy because its environment
+says so. For code that you do not trust, put a sandbox around it whose only way out is the proxy.";
+
+/// Makes the parser of the whole command line.
+pub(super) fn command() -> Command {
+    let serve = Command::new("serve")
+        .about("Run the server")
+        .args(serve_args());
+    let check = Command::new("check-config")
+        .about("Check the configuration and print what is in effect, without secrets")
+        .args(serve_args());
+    let health = Command::new("healthcheck")
+        .about("Ask a running server whether it is well")
+        .args([server_arg(), ca_arg()]);
+    Command::new("oshu-vault")
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            serve,
+            demo_command(),
+            run_command(),
+            session_command(),
+            ca_command(),
+        ])
+        .subcommands([
+            check,
+            health,
+            Command::new("version").about("Print the version"),
+        ])
+        .subcommands(LATER.iter().map(|name| later(name)))
+}
+
+fn demo_command() -> Command {
+    Command::new("demo").about("Show the whole story in one process, side by side")
+}
+
+fn run_command() -> Command {
+    // A running server has its own way out and its own records.
+    let own = UPSTREAM_KEYS.iter().copied().chain(["audit"]);
+    let upstream = SETTINGS.iter().filter(|setting| is_upstream(setting));
+    Command::new("run")
+        .about("Run a command that holds sealed tokens in place of secrets")
+        .after_help(RUN_LIMITS)
+        .args([
+            text("secret", "NAME[=env:VAR|file:PATH|cmd:CMD]")
+                .action(ArgAction::Append)
+                .help("A secret and where its value is; by default the variable of that name"),
+            text("scope", "NAME=HOST[,HOST]")
+                .action(ArgAction::Append)
+                .help("The hosts that may receive a secret; by default the catalogue's"),
+            text("allow", "HOST")
+                .action(ArgAction::Append)
+                .help("A host the command may reach; by default any public one"),
+            path("audit", "FILE").help("Write audit records to this file"),
+            server_arg()
+                .conflicts_with_all(own)
+                .help("Use a running server in place of a private proxy"),
+            ca_arg().requires("server"),
+            api_key_arg().requires("server"),
+            path("state-dir", "DIR")
+                .requires("server")
+                .help("Where the server's generated API key lies"),
+        ])
+        .args(upstream.map(setting_arg))
+        .arg(
+            Arg::new("command")
+                .value_name("CMD")
+                .value_parser(value_parser!(OsString))
+                .num_args(1..)
+                .required(true)
+                .last(true)
+                .help("The command and its arguments, after --"),
+        )
+}
+
+fn session_command() -> Command {
+    let about = |name: &'static str, text: &'static str| {
+        Command::new(name).about(text).args([
+            server_arg(),
+            api_key_arg(),
+            ca_arg(),
+            path("state-dir", "DIR").help("Where the server's generated API key lies"),
+        ])
+    };
+    let id = || {
+        Arg::new("id")
+            .value_name("ID")
+            .required(true)
+            .help("The session's id: sess_ and 32 hex digits")
+    };
+    let file = path("file", "FILE").help("The JSON request; stdin without it, or with -");
+    Command::new("session")
+        .about("Create, list, show and delete sessions of a running server")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            about("create", "Create a session from a JSON request").arg(file),
+            about("list", "List sessions"),
+            about("show", "Show one session").arg(id()),
+            about("delete", "End a session and cut its tunnels").arg(id()),
+        ])
+}
+
+fn ca_command() -> Command {
+    let about = |name: &'static str, text: &'static str| {
+        Command::new(name)
+            .about(text)
+            .arg(path("state-dir", "DIR").help("The state directory"))
+    };
+    Command::new("ca")
+        .about("Show, export and generate the certificate authority")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            about(
+                "show",
+                "Print subject, validity and fingerprint of the root",
+            ),
+            about("export", "Write the root's certificate")
+                .arg(path("out", "FILE").help("The file; stdout without it")),
+            about("generate", "Make a root with its key")
+                .arg(path("out", "DIR").help("The folder; the state directory without it")),
+            later("rotate"),
+        ])
+}
+
+/// A verb that is only there to be refused by name, whatever follows it.
+fn later(name: &'static str) -> Command {
+    Command::new(name).hide(true).disable_help_flag(true).arg(
+        Arg::new("rest")
+            .value_parser(ValueParser::os_string())
+            .num_args(0..)
+            .trailing_var_arg(true)
+            .allow_hyphen_values(true),
+    )
+}
+
+fn serve_args() -> impl Iterator<Item = Arg> {
+    let config = path("config", "FILE").help("The configuration file (TOML)");
+    SETTINGS
+        .iter()
+        .filter(|setting| setting.flag.is_some())
+        .map(setting_arg)
+        .chain([config])
+}
+
+fn setting_arg(setting: &'static Setting) -> Arg {
+    let arg = Arg::new(setting.key)
+        .long(setting.flag.unwrap_or(setting.key))
+        .help(setting.doc);
+    match setting.shape {
+        Shape::Switch => arg.action(ArgAction::SetTrue),
+        Shape::Many => arg.value_name(setting.value_name).action(ArgAction::Append),
+        Shape::One => arg.value_name(setting.value_name),
+    }
+}
+
+fn text(name: &'static str, value_name: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value_name)
+}
+
+fn path(name: &'static str, value_name: &'static str) -> Arg {
+    text(name, value_name).value_parser(value_parser!(PathBuf))
+}
+
+fn server_arg() -> Arg {
+    text("server", "URL").help("The server; else $OSHU_VAULT_SERVER, else http://127.0.0.1:8080")
+}
+
+fn api_key_arg() -> Arg {
+    path("api-key-file", "FILE").help(
+        "The file with the API key; else $SECRETS_PROXY_API_KEY, else the key in the state directory",
+    )
+}
+
+fn ca_arg() -> Arg {
+    path("ca", "FILE").help("The root (PEM) that an https server's certificate leads to")
+}
+
+/// Tells whether `run` takes the setting as a flag too.
+pub(super) fn is_upstream(setting: &Setting) -> bool {
+    UPSTREAM_KEYS.contains(&setting.key)
+}

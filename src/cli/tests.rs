@@ -1,0 +1,297 @@
+//! Tests of the command line: every verb, every flag, and what a mistake is told.
+
+use std::path::Path;
+
+use super::*;
+use crate::config::{Config, Disk, SETTINGS, Shape, Source};
+
+fn parse(line: &str) -> Result<Verb, Exit> {
+    let words = std::iter::once("oshu-vault").chain(line.split_whitespace());
+    Cli::parse_from(words).map(|cli| cli.verb)
+}
+
+fn refused(line: &str) -> String {
+    let exit = parse(line)
+        .map(|verb| panic!("{line}: {verb:?}"))
+        .unwrap_err();
+    assert_eq!(
+        (exit.code, exit.to_stdout),
+        (64, false),
+        "{line}: {}",
+        exit.text
+    );
+    exit.text
+}
+
+fn session_id(digit: char) -> String {
+    format!("sess_{}", digit.to_string().repeat(32))
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    for line in [
+        "--help",
+        "--version",
+        "help",
+        "serve --help",
+        "session create --help",
+    ] {
+        let exit = parse(line).unwrap_err();
+        assert_eq!((exit.code, exit.to_stdout), (0, true), "{line}");
+        assert!(!exit.text.is_empty(), "{line}");
+    }
+    let help = parse("--help").unwrap_err().text;
+    for verb in [
+        "serve",
+        "demo",
+        "run",
+        "session",
+        "ca",
+        "check-config",
+        "healthcheck",
+        "version",
+    ] {
+        assert!(help.contains(&format!("\n  {verb} ")), "{verb} in {help}");
+    }
+    for later in ["keys", "doctor", "openapi"] {
+        assert!(!help.contains(later), "{later} in {help}");
+    }
+    assert!(matches!(parse("version"), Ok(Verb::Version)));
+    assert!(matches!(parse("demo"), Ok(Verb::Demo)));
+}
+
+#[test]
+fn later_verbs_are_refused_by_name() {
+    for line in [
+        "env",
+        "env --format json",
+        "keys create",
+        "seal rotate",
+        "audit verify --help",
+        "accounts set 1 --paid true",
+        "token mint --user-id 1",
+        "doctor",
+        "openapi",
+        "ca rotate",
+    ] {
+        let name = line
+            .split(' ')
+            .take(if line.starts_with("ca") { 2 } else { 1 });
+        let name = name.collect::<Vec<_>>().join(" ");
+        let expected = format!("error: {name}: not available in this version");
+        assert_eq!(refused(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn mistakes_name_what_they_are_about() {
+    for (line, part) in [
+        ("", "Usage"),
+        ("nonsense", "nonsense"),
+        ("serve --nonsense", "--nonsense"),
+        ("serve --listen", "--listen"),
+        ("serve --listen a --listen b", "--listen"),
+        ("serve --dev=true", "--dev"),
+        ("serve extra", "extra"),
+        ("session", "Usage"),
+        ("session show", "<ID>"),
+        ("session show sess_1", "ID expects"),
+        ("session list --server vault.example", "--server expects"),
+        ("run", "<CMD>"),
+        ("run --", "<CMD>"),
+        ("run claude", "claude"),
+        ("run --secret", "--secret"),
+        ("run --secret 1 -- x", "--secret (the 1. of them)"),
+        ("run --scope A=b.example -- x", "--scope (the 1. of them)"),
+        ("run --allow * -- x", "--allow (the 1. of them)"),
+        ("run --allow-cidr x -- y", "--allow-cidr"),
+        ("run --listen 127.0.0.1:1 -- x", "--listen"),
+        ("run --server x -- y", "--server expects"),
+        ("run --ca f -- x", "--server"),
+        (
+            "run --server http://a --resolve a=127.0.0.1 -- x",
+            "--resolve",
+        ),
+        ("run --server http://a --audit f -- x", "--audit"),
+        ("ca generate --nonsense", "--nonsense"),
+        ("healthcheck --api-key-file f", "--api-key-file"),
+    ] {
+        let text = refused(line);
+        assert!(text.contains(part), "{line}: {text}");
+    }
+    let text = refused("run --secret 1 --scope A --allow * --resolve x --server y -- z");
+    for flag in ["--secret", "--scope", "--allow"] {
+        assert!(text.contains(flag), "{flag} in {text}");
+    }
+}
+
+#[test]
+fn a_value_in_the_wrong_place_is_not_repeated() {
+    for line in [
+        "run --secret KEY=canary -- x",
+        "run --secret KEY=canary:x -- x",
+        "run --scope KEY=canary/x -- x",
+        "run --api-key=canary -- x",
+        "session list --api-key=canary",
+        "session list --server https://canary@vault.example",
+        "session show canary",
+        "serve --api-key=canary",
+        "serve --dev=canary",
+    ] {
+        let text = refused(line);
+        assert!(!text.contains("canary"), "{line}: {text}");
+    }
+}
+
+#[test]
+fn every_flag_of_the_table_reaches_its_setting() {
+    for verb in ["serve", "check-config"] {
+        for setting in SETTINGS {
+            let Some(flag) = setting.flag else { continue };
+            let line = match setting.shape {
+                Shape::Switch => format!("{verb} --{flag}"),
+                Shape::One => format!("{verb} --{flag} value"),
+                Shape::Many => format!("{verb} --{flag} one --{flag} two"),
+            };
+            let (Verb::Serve(flags) | Verb::CheckConfig(flags)) = parse(&line).unwrap() else {
+                panic!("{line}");
+            };
+            let values = match setting.shape {
+                Shape::Switch => vec![],
+                Shape::One => vec!["value".to_owned()],
+                Shape::Many => vec!["one".to_owned(), "two".to_owned()],
+            };
+            assert_eq!(
+                flags,
+                crate::config::Flags::default().with(setting.key, values)
+            );
+        }
+    }
+    let flags: Vec<_> = SETTINGS.iter().filter_map(|setting| setting.flag).collect();
+    assert_eq!(
+        flags,
+        [
+            "dev",
+            "state-dir",
+            "log",
+            "listen",
+            "tls-listen",
+            "tls-cert",
+            "tls-key",
+            "public-url",
+            "upstream-ca",
+            "resolve",
+            "allow-cidr",
+            "admin-listen",
+            "store",
+        ]
+    );
+}
+
+#[test]
+fn serve_reads_its_flags_into_a_configuration() {
+    let line = "serve --dev --listen 127.0.0.1:0 --state-dir /s --resolve a.example=127.0.0.1:1 \
+                --resolve b.example=::1 --allow-cidr 10.0.0.0/8 --log text --upstream-ca /r.pem";
+    let Verb::Serve(flags) = parse(line).unwrap() else {
+        panic!("serve");
+    };
+    let source = Source::new(Vec::new(), Box::new(Disk), flags);
+    let config = Config::load(&source).unwrap();
+    assert!(config.dev);
+    assert_eq!(config.proxy.listen, Some("127.0.0.1:0".parse().unwrap()));
+    assert_eq!(config.upstream.resolve.len(), 2);
+    assert_eq!(config.state_dir, Path::new("/s"));
+    let Verb::Serve(flags) = parse("serve --config /f").unwrap() else {
+        panic!("serve");
+    };
+    assert_eq!(flags.config(), Some(Path::new("/f")));
+}
+
+#[test]
+fn run_takes_a_command_as_it_is() {
+    let line = "run --secret A --secret B=file:/b --scope A=a.example,b.example --allow *.a.example \
+                --audit /log --allow-cidr 10.0.0.0/8 --resolve a.example=10.0.0.1 \
+                -- claude --secret X -- --help";
+    let Verb::Run(run) = parse(line).unwrap() else {
+        panic!("run");
+    };
+    assert_eq!(run.command, ["claude", "--secret", "X", "--", "--help"]);
+    assert_eq!(run.secrets.len(), 2);
+    assert_eq!(run.secrets[0].from, SecretFrom::Env("A".to_owned()));
+    assert_eq!(run.secrets[0].hosts.len(), 2);
+    assert_eq!(run.allow.len(), 1);
+    assert_eq!(run.audit.as_deref(), Some(Path::new("/log")));
+    assert_eq!(run.upstream.allow_cidrs.len(), 1);
+    assert_eq!(run.upstream.resolve.len(), 1);
+    assert!(run.server.is_none());
+    let Verb::Run(run) = parse("run --server https://v.example --ca /r.pem -- sh").unwrap() else {
+        panic!("run");
+    };
+    let server = run.server.unwrap();
+    assert_eq!(server.url.unwrap().to_string(), "https://v.example");
+    assert_eq!(server.ca.as_deref(), Some(Path::new("/r.pem")));
+}
+
+#[test]
+fn sessions_and_authorities_have_their_calls() {
+    let id = session_id('a');
+    let file = |name: Option<&str>| SessionAction::Create {
+        file: name.map(Into::into),
+    };
+    let known = crate::id::SessionId::parse(&id).unwrap();
+    for (line, expected) in [
+        ("session create".to_owned(), file(None)),
+        ("session create --file -".to_owned(), file(None)),
+        (
+            "session create --file /r.json".to_owned(),
+            file(Some("/r.json")),
+        ),
+        ("session list".to_owned(), SessionAction::List),
+        (
+            format!("session show {id}"),
+            SessionAction::Show(known.clone()),
+        ),
+        (format!("session delete {id}"), SessionAction::Delete(known)),
+    ] {
+        let Verb::Session(calls) = parse(&line).unwrap() else {
+            panic!("{line}");
+        };
+        assert_eq!(calls.action, expected);
+        assert_eq!(calls.server, ServerFlags::default());
+    }
+    let line = "session list --server http://a.example:81 --api-key-file /k --ca /c --state-dir /s";
+    let Verb::Session(calls) = parse(line).unwrap() else {
+        panic!("{line}");
+    };
+    assert_eq!(calls.server.url.unwrap().to_string(), "http://a.example:81");
+    assert_eq!(calls.server.api_key_file.as_deref(), Some(Path::new("/k")));
+    assert_eq!(calls.server.ca.as_deref(), Some(Path::new("/c")));
+    assert_eq!(calls.server.state_dir.as_deref(), Some(Path::new("/s")));
+    for (line, expected) in [
+        ("ca show", CaAction::Show),
+        ("ca export", CaAction::Export { out: None }),
+        (
+            "ca export --out c.pem",
+            CaAction::Export {
+                out: Some("c.pem".into()),
+            },
+        ),
+        ("ca generate", CaAction::Generate { out: None }),
+        (
+            "ca generate --out certs/",
+            CaAction::Generate {
+                out: Some("certs/".into()),
+            },
+        ),
+    ] {
+        let Verb::Ca(ca) = parse(&format!("{line} --state-dir /s")).unwrap() else {
+            panic!("{line}");
+        };
+        assert_eq!(ca.action, expected);
+        assert_eq!(ca.state_dir.as_deref(), Some(Path::new("/s")));
+    }
+    assert!(matches!(
+        parse("healthcheck --server http://a"),
+        Ok(Verb::Healthcheck(_))
+    ));
+}
