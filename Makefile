@@ -1,0 +1,46 @@
+# Nothing but make and a Rust toolchain is needed first: tests/prepare.sh looks after the rest.
+
+binary := $(abspath $(or $(CARGO_TARGET_DIR),target)/debug/oshu-vault)
+
+.PHONY: run check fmt formatted lint test suites e2e bench deny doc sdk
+
+run:
+	cargo run --locked -- serve --dev
+
+check: formatted lint
+	cargo test --locked --test architecture --test lockfile
+
+fmt:
+	cargo fmt --all
+
+formatted:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Everything: unit, end-to-end and documentation tests, then the TypeScript SDK's own suite.
+test:
+	tests/prepare.sh $(MAKE) --no-print-directory suites
+
+suites:
+	cargo test --workspace --locked
+	$(MAKE) --no-print-directory sdk
+
+e2e:
+	tests/prepare.sh cargo test --locked --test e2e
+
+bench:
+	cargo bench --locked
+
+# Needs cargo-deny; tests/lockfile.rs holds the bans and floors without it.
+deny:
+	cargo deny check
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# The TypeScript SDK against the program just built.
+sdk:
+	cargo build --locked
+	OSHU_VAULT_BIN="$(binary)" tests/sdk.sh

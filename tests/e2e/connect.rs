@@ -1,0 +1,431 @@
+//! CONNECT: credentials before everything, policy before any look-up, and strict targets.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use oshu_vault_sdk::CreateSession;
+use rustls::pki_types::ServerName;
+
+use crate::support::{
+    Answer, EVIL, GOOD, Origin, REAL, SIDE, Scene, Vault, VaultBuilder, basic, contains,
+};
+
+fn parts(answer: &Answer) -> (u16, String, &[u8]) {
+    (answer.status, answer.head.clone(), &answer.body)
+}
+
+#[tokio::test]
+async fn missing_unknown_and_wrong_credentials_get_one_and_the_same_407() {
+    let scene = Scene::new().await;
+    let (id, token) = (&scene.session.session_id, &scene.session.token);
+    let other = scene.vault.session(&Scene::request()).await;
+    let good = scene.workload.authorization();
+    let wrong =
+        |user: &str, password: &str| format!("Proxy-Authorization: {}\r\n", basic(user, password));
+    let unknown = format!("sess_{}", "0".repeat(32));
+    let mut first = None;
+    for lines in [
+        String::new(),
+        wrong(id, &format!("tok_{}", "0".repeat(64))),
+        wrong(id, ""),
+        wrong(id, &token[..token.len() - 1]),
+        wrong(id, &format!("{token}0")),
+        wrong(id, &token.to_uppercase()),
+        wrong(&unknown, token),
+        wrong("", token),
+        wrong(id, &other.token),
+        wrong(&other.session_id, token),
+        wrong(&format!("{id} "), token),
+        "Proxy-Authorization: Basic\r\n".to_owned(),
+        "Proxy-Authorization: Basic ????\r\n".to_owned(),
+        format!("Proxy-Authorization: Bearer {token}\r\n"),
+        good.replace("Proxy-Authorization", "Authorization"),
+        format!("{good}{good}"),
+        format!("{}{good}", wrong(id, "bad")),
+        format!("{good}{}", wrong(id, "bad")),
+    ] {
+        let mut conn = scene.workload.plain().await;
+        for target in [
+            "good.example.com:443",
+            "nowhere.invalid:443",
+            "evil.example.net:443",
+        ] {
+            conn.send(format!(
+                "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{lines}\r\n"
+            ))
+            .await;
+            let answer = conn.answer().await;
+            let first = first.get_or_insert_with(|| answer.clone());
+            assert_eq!(parts(&answer), parts(first), "{lines}");
+            assert_eq!(answer.status, 407);
+            assert_eq!(
+                answer.header("proxy-authenticate"),
+                Some("Basic realm=\"oshu-vault\"")
+            );
+            assert_eq!(answer.code(), "proxy_authentication_required");
+        }
+        // The same connection goes on once the credentials are right.
+        let answer = scene.workload.ask(&mut conn, "good.example.com:443").await;
+        assert_eq!(answer.status, 200, "{lines}");
+    }
+    scene.nothing_arrived("bad credentials").await;
+}
+
+#[tokio::test]
+async fn the_answer_to_an_open_tunnel_has_neither_framing_nor_body() {
+    let scene = Scene::new().await;
+    for scheme in ["Basic", "basic", "BASIC"] {
+        let mut conn = scene.workload.plain().await;
+        let line = scene.workload.authorization().replace("Basic", scheme);
+        conn.send(format!("CONNECT {GOOD}:443 HTTP/1.1\r\n{line}\r\n"))
+            .await;
+        let answer = conn.answer_head().await;
+        assert_eq!(answer.status, 200, "{scheme}");
+        assert!(answer.header("content-length").is_none(), "{}", answer.head);
+        assert!(
+            answer.header("transfer-encoding").is_none(),
+            "{}",
+            answer.head
+        );
+        let mut conn = scene.workload.encrypt(conn, "good.example.com:443").await;
+        conn.send(format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
+            .await;
+        assert_eq!(conn.answer().await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_host_or_port_outside_the_policy_is_403_with_a_reason_and_what_to_ask_for() {
+    let scene = Scene::vault(VaultBuilder::strict).await;
+    for (target, code) in [
+        ("evil.example.net:443", "host_not_allowed"),
+        ("xgood.example.com:443", "host_not_allowed"),
+        ("good.example.comx:443", "host_not_allowed"),
+        ("good.example.com.evil.example.net:443", "host_not_allowed"),
+        ("example.com:443", "host_not_allowed"),
+        ("a.good.example.com:443", "host_not_allowed"),
+        ("good.example.com:22", "port_not_allowed"),
+        ("good.example.com:25", "port_not_allowed"),
+        ("good.example.com:8443", "port_not_allowed"),
+    ] {
+        let answer = scene.workload.refused(target).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (403, code),
+            "{target}"
+        );
+        let status = answer.header("proxy-status").expect("a Proxy-Status");
+        assert_eq!(
+            status,
+            format!("oshu-vault; error=http_request_denied; details=\"{code}\""),
+            "{target}"
+        );
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert!(answer.header("proxy-authenticate").is_none(), "{target}");
+        let body = answer.json();
+        let ask = body["ask"].as_str().expect("what to ask for");
+        assert!(
+            ask.contains(target.split(':').next().expect("a host")),
+            "{ask}"
+        );
+        assert!(body["message"].is_string());
+    }
+    scene.nothing_arrived("targets outside the policy").await;
+}
+
+#[tokio::test]
+async fn developer_mode_opens_the_ports_that_no_line_names() {
+    let scene = Scene::session(|request| request.allowed_egress([GOOD, "side.example.com:443"]));
+    let scene = scene.await;
+    drop(scene.workload.tunnel("good.example.com:8443").await);
+    let answer = scene.workload.refused("side.example.com:8443").await;
+    assert_eq!(answer.code(), "port_not_allowed");
+}
+
+#[tokio::test]
+async fn wildcards_match_below_and_at_their_name_and_nothing_else() {
+    let (good, side) = (Origin::echo_ok().await, Origin::echo_ok().await);
+    let vault = Vault::builder()
+        .resolve("wild.example.org", good.addr())
+        .resolve("a.wild.example.org", good.addr())
+        .resolve("a.b.wild.example.org", good.addr())
+        .resolve("xwild.example.org", side.addr())
+        .start()
+        .await;
+    let request = CreateSession::new().allowed_egress(["*.wild.example.org"]);
+    let session = vault.session(&request).await;
+    let workload = vault.workload(&session);
+    for host in [
+        "xwild.example.org",
+        "wild.example.org.evil.example",
+        "example.org",
+        "org",
+    ] {
+        let answer = workload.refused(&format!("{host}:443")).await;
+        assert_eq!(answer.code(), "host_not_allowed", "{host}");
+    }
+    side.expect_nothing("a host that only looks like the wildcard");
+    for host in [
+        "wild.example.org",
+        "a.wild.example.org",
+        "A.b.Wild.Example.ORG.",
+    ] {
+        let answer = workload.get(&format!("https://{host}/"), &[]).await;
+        assert_eq!(answer.status, 200, "{host}");
+    }
+    assert_eq!(good.connections(), 3, "one for each host");
+}
+
+#[tokio::test]
+async fn an_empty_list_allows_nothing() {
+    let scene = Scene::session(|request| request.allowed_egress(Vec::<String>::new())).await;
+    for host in [GOOD, SIDE, EVIL] {
+        let answer = scene.workload.refused(&format!("{host}:443")).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (403, "host_not_allowed"),
+            "{host}"
+        );
+    }
+    scene.good.expect_nothing("an empty list");
+}
+
+#[tokio::test]
+async fn odd_targets_are_refused() {
+    let scene = Scene::new().await;
+    let long_label = format!("{}.example.com:443", "a".repeat(64));
+    let long_name = format!("{}com:443", "abcdefg.".repeat(32));
+    for target in [
+        "good.example.com",
+        "good.example.com:",
+        "good.example.com:0",
+        "good.example.com:65536",
+        "good.example.com:443abc",
+        "good.example.com:+443",
+        "good.example.com:0x1bb",
+        "good.example.com:443:443",
+        "user@good.example.com:443",
+        "good.example.com:443#",
+        "good.example.com:443/",
+        "https://good.example.com:443",
+        "good\\.example.com:443",
+        "good%2eexample.com:443",
+        "*.example.com:443",
+        "*:443",
+        "..:443",
+        ".good.example.com:443",
+        "good..example.com:443",
+        "good.example.com..:443",
+        "[good.example.com]:443",
+        "[::1:443",
+        "::1:443",
+        "[fe80::1%25lo]:443",
+        "[::1]x:443",
+        "2130706433:443",
+        "0x7f000001:443",
+        "0177.0.0.1:443",
+        "127.1:443",
+        "1.2.3.4.5:443",
+        "good.example.com:99999",
+        ":443",
+        "/",
+        "*",
+        &long_label,
+        &long_name,
+    ] {
+        let mut conn = scene.workload.plain().await;
+        let line = scene.workload.authorization();
+        conn.send(format!("CONNECT {target} HTTP/1.1\r\n{line}\r\n"))
+            .await;
+        let answer = conn.answer().await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (400, "bad_connect_target"),
+            "{target}"
+        );
+        assert!(
+            !contains(&answer.raw, target) || target.len() < 5,
+            "{target} is not repeated"
+        );
+    }
+    for target in [
+        "good.exämple.com:443",
+        "good .example.com:443",
+        "good.example.com:443\0",
+        "",
+    ] {
+        let mut conn = scene.workload.plain().await;
+        let line = scene.workload.authorization();
+        conn.send(format!("CONNECT {target} HTTP/1.1\r\n{line}\r\n"))
+            .await;
+        assert_eq!(conn.answer().await.status, 400, "{target}");
+        conn.expect_end().await;
+    }
+    scene.nothing_arrived("odd targets").await;
+}
+
+#[tokio::test]
+async fn a_host_field_beside_the_target_must_name_the_same() {
+    let scene = Scene::new().await;
+    for (host, status) in [
+        ("Host: good.example.com:443\r\n", 200),
+        ("Host: good.example.com\r\n", 200),
+        ("Host: GOOD.example.com.\r\n", 200),
+        ("Host: side.example.com:443\r\n", 421),
+        ("Host: good.example.com:80\r\n", 421),
+        ("Host: a b\r\n", 400),
+        ("Host: \r\n", 400),
+        ("Host: good.example.com\r\nHost: good.example.com\r\n", 400),
+    ] {
+        let mut conn = scene.workload.plain().await;
+        let line = scene.workload.authorization();
+        conn.send(format!("CONNECT {GOOD}:443 HTTP/1.1\r\n{host}{line}\r\n"))
+            .await;
+        assert_eq!(conn.answer_head().await.status, status, "{host}");
+    }
+    scene.nothing_arrived("another Host").await;
+}
+
+#[tokio::test]
+async fn a_body_behind_connect_is_no_next_request() {
+    let scene = Scene::new().await;
+    for framing in ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let mut conn = scene.workload.plain().await;
+        let line = scene.workload.authorization();
+        let body = if framing.starts_with('C') {
+            "hello"
+        } else {
+            "5\r\nhello\r\n0\r\n\r\n"
+        };
+        conn.send(format!(
+            "CONNECT {GOOD}:443 HTTP/1.1\r\n{line}{framing}\r\n{body}\
+             CONNECT {GOOD}:443 HTTP/1.1\r\n{line}\r\n"
+        ))
+        .await;
+        let answer = conn.answer().await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (400, "connect_with_body"),
+            "{framing}"
+        );
+        conn.expect_end().await;
+    }
+    scene.nothing_arrived("CONNECT with a body").await;
+}
+
+#[tokio::test]
+async fn a_client_hello_in_the_segment_of_connect_belongs_to_the_tunnel() {
+    let scene = Scene::new().await;
+    let name = ServerName::try_from(GOOD).expect("a name");
+    let config = Arc::new(scene.workload.tls_config());
+    let mut tls = rustls::ClientConnection::new(config, name).expect("a client");
+    let mut first = Vec::new();
+    tls.write_tls(&mut first).expect("a hello");
+    let line = scene.workload.authorization();
+    let head = format!("CONNECT {GOOD}:443 HTTP/1.1\r\n{line}\r\n");
+    let mut conn = scene.workload.plain().await;
+    conn.send([head.as_bytes(), &first].concat()).await;
+    assert_eq!(conn.answer_head().await.status, 200);
+    let request = scene.fill("GET / HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {T}\r\n\r\n");
+    tls.writer()
+        .write_all(request.as_bytes())
+        .expect("buffered");
+    let mut plain = Vec::new();
+    while !contains(&plain, "\r\n\r\nok") {
+        let mut out = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut out).expect("records");
+        }
+        conn.send(&out).await;
+        if conn.input.is_empty() {
+            assert!(conn.fill().await, "the tunnel ended");
+        }
+        let input = std::mem::take(&mut conn.input);
+        let mut rest = input.as_slice();
+        while !rest.is_empty() {
+            tls.read_tls(&mut rest).expect("records");
+            tls.process_new_packets().expect("TLS");
+        }
+        // "Would block" says that there is no more yet.
+        let _more = tls.reader().read_to_end(&mut plain);
+    }
+    assert!(contains(&scene.good.bytes(), REAL));
+}
+
+#[tokio::test]
+async fn cleartext_http_in_a_tunnel_is_plain_http_to_that_port() {
+    let origin = Origin::builder().plain().echo_ok().await;
+    let scene = Scene::with_good(
+        origin,
+        |vault| vault,
+        |request| request.allowed_egress(["good.example.com:80"]),
+    )
+    .await;
+    let mut conn = scene.workload.tunnel("good.example.com:80").await;
+    let request = scene.fill("GET /c HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {T}\r\n\r\n");
+    conn.send(&request).await;
+    assert_eq!(conn.answer().await.status, 200);
+    assert_eq!(
+        scene.good.bytes(),
+        request.as_bytes(),
+        "nothing is swapped in the clear"
+    );
+    conn.send(scene.fill("GET /c HTTP/1.1\r\nHost: side.example.com\r\nX-Key: {T}\r\n\r\n"))
+        .await;
+    assert_eq!(conn.answer().await.status, 421);
+}
+
+#[tokio::test]
+async fn what_is_neither_tls_nor_http_is_not_carried() {
+    let scene = Scene::new().await;
+    for first in [
+        b"\x00\x01\x02".as_slice(),
+        b"\x80\x2e\x01",
+        b" GET / HTTP/1.1\r\n",
+        b"\r\n\r\n",
+    ] {
+        let mut conn = scene.workload.tunnel("good.example.com:443").await;
+        conn.send(first).await;
+        conn.expect_end().await;
+    }
+    let mut conn = scene.workload.tunnel("good.example.com:443").await;
+    conn.send("SSH-2.0-OpenSSH_9.9\r\n\r\n").await;
+    assert_eq!(conn.answer().await.status, 400);
+    conn.expect_end().await;
+    scene.nothing_arrived("another protocol").await;
+}
+
+#[tokio::test]
+async fn a_tunnel_inside_of_a_tunnel_and_h2_without_alpn_are_refused() {
+    let scene = Scene::new().await;
+    let line = scene.workload.authorization();
+    let inner = format!("CONNECT {SIDE}:443 HTTP/1.1\r\nHost: {SIDE}:443\r\n{line}\r\n");
+    assert_eq!(scene.ask(GOOD, inner).await.status, 405);
+    let answer = scene.ask(GOOD, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (400, "bad_version")
+    );
+    scene.nothing_arrived("CONNECT and PRI in a tunnel").await;
+}
+
+#[tokio::test]
+async fn our_own_public_address_is_never_dialled() {
+    let scene = Scene::with(
+        |vault| {
+            let url = oshu_vault::config::PublicUrl::parse("https://vault.example.com:8443");
+            vault.config(|config| config.proxy.public_url = url)
+        },
+        |request| request.allowed_egress([GOOD, SIDE, "vault.example.com:8443"]),
+    )
+    .await;
+    for target in ["vault.example.com:8443", "VAULT.example.com.:8443"] {
+        let answer = scene.workload.refused(target).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (403, "own_address"),
+            "{target}"
+        );
+    }
+    scene.nothing_arrived("our own address").await;
+}

@@ -1,0 +1,174 @@
+//! One authority per tunnel: `Host` and absolute targets must name it, on every request.
+
+use crate::support::{GOOD, SIDE, Scene, contains};
+
+#[tokio::test]
+async fn another_authority_is_421_and_a_malformed_host_400() {
+    let scene = Scene::new().await;
+    for (host, status) in [
+        ("Host: evil.example.net\r\n", 421),
+        ("Host: side.example.com\r\n", 421),
+        ("Host: good.example.com:80\r\n", 421),
+        ("Host: good.example.com:8443\r\n", 421),
+        ("Host: 127.0.0.1\r\n", 421),
+        ("", 400),
+        ("Host:\r\n", 400),
+        ("Host: good.example.com\r\nHost: good.example.com\r\n", 400),
+        ("Host: good.example.com\r\nhost: evil.example.net\r\n", 400),
+        ("Host: evil.example.net\r\nHost: good.example.com\r\n", 400),
+        ("Host: good.example.com, evil.example.net\r\n", 400),
+        ("Host: user@good.example.com\r\n", 400),
+        ("Host: good.example.com/x\r\n", 400),
+        ("Host: good.example.com:\r\n", 400),
+        ("Host: good.example.com:443:443\r\n", 400),
+        ("Host: [good.example.com]\r\n", 400),
+        ("Host: good.example.com:abc\r\n", 400),
+        ("Host: good.example.com\\\r\n", 400),
+        ("Host: https://good.example.com\r\n", 400),
+        ("Host: good.exampl\u{e9}.com\r\n", 400),
+    ] {
+        let head = scene.fill(&format!("GET / HTTP/1.1\r\n{host}X-Key: {{T}}\r\n\r\n"));
+        let answer = scene.ask(GOOD, head).await;
+        assert_eq!(answer.status, status, "{host}: {}", answer.head);
+        let code = if status == 421 {
+            "another_authority"
+        } else {
+            "bad_host"
+        };
+        assert_eq!(answer.code(), code, "{host}");
+        scene.nothing_arrived(host).await;
+    }
+}
+
+#[tokio::test]
+async fn other_spellings_of_the_same_authority_are_equal() {
+    let scene = Scene::new().await;
+    for host in [
+        "good.example.com:443",
+        "GOOD.example.com",
+        "good.example.com.",
+        "Good.Example.Com.:443",
+    ] {
+        scene.good.forget();
+        let answer = scene
+            .ask(GOOD, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+            .await;
+        assert_eq!(answer.status, 200, "{host}");
+        let expected = b"GET / HTTP/1.1\r\nHost: good.example.com\r\n\r\n";
+        assert_eq!(
+            scene.good.bytes(),
+            expected,
+            "{host}: the upstream sees one spelling"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_absolute_target_must_name_the_tunnel_s_scheme_and_authority() {
+    let scene = Scene::new().await;
+    for (target, status) in [
+        ("https://evil.example.net/", 421),
+        ("https://side.example.com/", 421),
+        ("http://good.example.com/", 421),
+        ("https://good.example.com:80/", 421),
+        ("https://good.example.com@evil.example.net/", 421),
+        ("https://user@good.example.com/", 421),
+        ("ftp://good.example.com/", 421),
+        ("good.example.com:443", 400),
+        ("evil.example.net", 400),
+        ("*", 400),
+    ] {
+        let head =
+            format!("GET {target} HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {{T}}\r\n\r\n");
+        let answer = scene.ask(GOOD, scene.fill(&head)).await;
+        assert_eq!(answer.status, status, "{target}: {}", answer.head);
+        scene.nothing_arrived(target).await;
+    }
+    for (target, expected) in [
+        ("https://good.example.com/a?b", "/a?b"),
+        ("HTTPS://GOOD.example.com.:443", "/"),
+        ("https://good.example.com?x", "/?x"),
+    ] {
+        scene.good.forget();
+        let head = format!("GET {target} HTTP/1.1\r\nHost: good.example.com\r\n\r\n");
+        assert_eq!(scene.ask(GOOD, head).await.status, 200, "{target}");
+        let expected = format!("GET {expected} HTTP/1.1\r\nHost: good.example.com\r\n\r\n");
+        assert_eq!(scene.good.bytes(), expected.as_bytes(), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn the_authority_is_checked_on_every_request() {
+    let scene = Scene::new().await;
+    let mut conn = scene.workload.connect("good.example.com:443").await;
+    conn.send("GET /1 HTTP/1.1\r\nHost: good.example.com\r\n\r\n")
+        .await;
+    assert_eq!(conn.answer().await.status, 200);
+    scene.good.forget();
+    conn.send(scene.fill("GET /2 HTTP/1.1\r\nHost: evil.example.net\r\nX-Key: {T}\r\n\r\n"))
+        .await;
+    assert_eq!(conn.answer().await.status, 421);
+    scene.good.expect_nothing("the second request");
+    conn.send("GET /3 HTTP/1.1\r\nHost: good.example.com\r\n\r\n")
+        .await;
+    assert_eq!(conn.answer().await.status, 200);
+    scene.good.forget();
+    scene
+        .nothing_arrived("a second request with another Host")
+        .await;
+}
+
+#[tokio::test]
+async fn fields_that_claim_another_origin_are_data() {
+    let scene = Scene::new().await;
+    let lines = "X-Forwarded-Host: evil.example.net\r\nForwarded: host=evil.example.net\r\n\
+                 X-Original-URL: https://evil.example.net/\r\nX-Host: evil.example.net\r\n";
+    let received = scene.received(GOOD, lines).await;
+    assert_eq!(
+        received,
+        format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n{lines}\r\n")
+    );
+    let claim = scene.fill("X-Forwarded-Host: good.example.com\r\nX-Key: {T}\r\n");
+    let received = scene.received(SIDE, &claim).await;
+    assert!(received.contains(scene.token()), "a claim gives no scope");
+    scene.evil.expect_nothing("claims");
+}
+
+#[tokio::test]
+async fn a_redirect_is_passed_on_and_never_followed() {
+    let location =
+        "HTTP/1.1 302 Found\r\nLocation: https://evil.example.net/\r\nContent-Length: 0\r\n\r\n";
+    let scene = Scene::around(crate::support::Origin::answer(location).await).await;
+    let head = scene.fill("GET / HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {T}\r\n\r\n");
+    let answer = scene.ask(GOOD, head).await;
+    assert_eq!(
+        (answer.status, answer.raw.as_slice()),
+        (302, location.as_bytes())
+    );
+    scene.evil.expect_nothing("a redirect");
+    assert_eq!(
+        scene.workload.refused("evil.example.net:443").await.status,
+        403
+    );
+}
+
+#[tokio::test]
+async fn proxy_fields_and_hop_by_hop_fields_stay_behind() {
+    let scene = Scene::new().await;
+    let credentials = scene.workload.authorization();
+    let received = scene
+        .received(
+            GOOD,
+            &format!(
+                "{credentials}Proxy-Connection: keep-alive\r\nX-A: 1\r\nConnection: X-Hop\r\n\
+                 X-Hop: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nUpgrade: h2c\r\n\
+                 HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nProxy-Foo: 1\r\nX-B: 2\r\n"
+            ),
+        )
+        .await;
+    assert_eq!(
+        received,
+        format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\nX-A: 1\r\nX-B: 2\r\n\r\n")
+    );
+    assert!(!contains(&scene.good.bytes(), "roxy"));
+}

@@ -1,0 +1,42 @@
+//! The end-to-end suite: the whole service in one process, driven over real sockets.
+//!
+//! One module per capability. The origins stand on loopback with certificates made at run time,
+//! and what counts is the raw bytes that they received. No test sleeps, names a fixed port or
+//! leaves the machine; every wait has a deadline that only a failing test reaches.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test that fails should say so and stop, and its clients dial for themselves"
+)]
+
+mod support;
+
+mod addresses;
+mod answers;
+mod audit;
+mod binary;
+mod claude;
+mod connect;
+mod curl;
+mod demo;
+mod endings;
+mod framing;
+mod identity;
+mod image;
+mod intercept;
+mod limits;
+mod plain;
+mod relay;
+mod run;
+mod scale;
+mod sessions;
+mod shutdown;
+mod smoke;
+mod swap_basic;
+mod swap_headers;
+mod swap_target;

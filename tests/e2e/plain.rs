@@ -1,0 +1,217 @@
+//! Absolute-form requests: plain HTTP, with credentials and a target of its own on each of them.
+
+use crate::support::{GOOD, Origin, REAL, Scene, VaultBuilder, contains};
+
+async fn scene() -> Scene {
+    let origin = Origin::builder().plain().echo_ok().await;
+    Scene::with_good(origin, VaultBuilder::strict, |request| request).await
+}
+
+/// Sends one request to the proxy port, with credentials unless told otherwise.
+async fn ask(scene: &Scene, line: &str, fields: &str) -> crate::support::Answer {
+    let mut conn = scene.workload.plain().await;
+    let authorization = scene.workload.authorization();
+    conn.send(scene.fill(&format!("{line} HTTP/1.1\r\n{authorization}{fields}\r\n")))
+        .await;
+    conn.answer().await
+}
+
+#[tokio::test]
+async fn a_request_arrives_in_origin_form_without_proxy_fields() {
+    let scene = scene().await;
+    for (target, path) in [
+        ("http://good.example.com/a?b=c", "/a?b=c"),
+        ("http://good.example.com", "/"),
+        ("HTTP://GOOD.example.com:80/x", "/x"),
+        ("http://good.example.com?q", "/?q"),
+    ] {
+        scene.good.forget();
+        let fields = "Host: good.example.com\r\nProxy-Connection: close\r\nX-Key: {T}\r\n";
+        let answer = ask(&scene, &format!("GET {target}"), fields).await;
+        assert_eq!((answer.status, answer.text()), (200, "ok"), "{target}");
+        let expected = format!("GET {path} HTTP/1.1\r\nHost: {GOOD}\r\nX-Key: {{T}}\r\n\r\n");
+        assert_eq!(
+            scene.good.bytes(),
+            scene.fill(&expected).as_bytes(),
+            "{target}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn secrets_go_in_the_clear_only_where_the_session_says_so() {
+    let origin = Origin::builder().plain().echo_ok().await;
+    let open = Scene::with_good(
+        origin,
+        |vault| vault,
+        |request| request.allow_plaintext(true),
+    )
+    .await;
+    let fields = "Host: good.example.com\r\nX-Key: {T}\r\n";
+    assert_eq!(
+        ask(&open, "GET http://good.example.com/", fields)
+            .await
+            .status,
+        200
+    );
+    assert!(contains(&open.good.bytes(), format!("X-Key: {REAL}\r\n")));
+
+    let shut = scene().await;
+    assert_eq!(
+        ask(&shut, "GET http://good.example.com/", fields)
+            .await
+            .status,
+        200
+    );
+    assert!(contains(&shut.good.bytes(), shut.token()));
+    assert!(!contains(&shut.good.bytes(), REAL));
+}
+
+#[tokio::test]
+async fn what_may_not_pass_is_refused_with_nothing_forwarded() {
+    let scene = scene().await;
+    let host = "Host: good.example.com\r\nX-Key: {T}\r\n";
+    for (line, fields, status, code) in [
+        (
+            "GET http://good.example.com/",
+            "Host: evil.example.net\r\nX-Key: {T}\r\n",
+            421,
+            "another_authority",
+        ),
+        (
+            "GET http://good.example.com/",
+            "Host: side.example.com\r\nX-Key: {T}\r\n",
+            421,
+            "another_authority",
+        ),
+        (
+            "GET http://good.example.com/",
+            "Host: good.example.com:443\r\n",
+            421,
+            "another_authority",
+        ),
+        (
+            "GET http://good.example.com/",
+            "X-Key: {T}\r\n",
+            400,
+            "bad_host",
+        ),
+        (
+            "GET http://good.example.com/",
+            "Host: good.example.com\r\nHost: good.example.com\r\n",
+            400,
+            "bad_host",
+        ),
+        ("GET https://good.example.com/", host, 400, "absolute_https"),
+        ("GET HTTPS://good.example.com/", host, 400, "absolute_https"),
+        ("GET ftp://good.example.com/", host, 400, "bad_scheme"),
+        ("GET good.example.com/", host, 400, "bad_target"),
+        ("GET http:///x", host, 400, "bad_target"),
+        ("GET http://user@good.example.com/", host, 400, "bad_target"),
+        ("GET http://good.example.com:0/", host, 400, "bad_target"),
+        ("GET http://good%2eexample.com/", host, 400, "bad_target"),
+        (
+            "GET http://evil.example.net/",
+            "Host: evil.example.net\r\n",
+            403,
+            "host_not_allowed",
+        ),
+        (
+            "GET http://good.example.com:22/",
+            "Host: good.example.com:22\r\n",
+            403,
+            "port_not_allowed",
+        ),
+        (
+            "TRACE http://good.example.com/",
+            host,
+            405,
+            "method_not_allowed",
+        ),
+    ] {
+        let answer = ask(&scene, line, fields).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (status, code),
+            "{line} {fields}"
+        );
+        assert!(answer.header("proxy-status").is_some(), "{line}");
+        for origin in [&scene.good, &scene.side, &scene.evil] {
+            origin.expect_nothing(line);
+        }
+    }
+    assert_eq!(
+        ask(&scene, "GET http://good.example.com/", host)
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn every_request_brings_its_own_credentials() {
+    let scene = scene().await;
+    let other = scene
+        .vault
+        .session(&Scene::request().allow_plaintext(true))
+        .await;
+    let mine = scene.workload.authorization();
+    let theirs = scene.vault.workload(&other).authorization();
+    let request = scene
+        .fill("GET http://good.example.com/ HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {T}\r\n");
+    let mut conn = scene.workload.plain().await;
+    for (credentials, status) in [
+        (mine.as_str(), 200),
+        ("", 407),
+        (&mine, 200),
+        (&theirs, 200),
+        (&format!("{mine}{theirs}"), 407),
+        (&mine, 200),
+    ] {
+        scene.good.forget();
+        conn.send(format!("{request}{credentials}\r\n")).await;
+        assert_eq!(conn.answer().await.status, status, "{credentials}");
+        assert!(
+            !contains(&scene.good.bytes(), REAL),
+            "another session's token opens nothing"
+        );
+        assert_eq!(
+            scene.good.bytes().is_empty(),
+            status == 407,
+            "{credentials}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_path_is_a_request_to_ourselves_whatever_it_claims() {
+    let scene = scene().await;
+    for (line, status) in [
+        ("GET /healthz", 200),
+        ("GET /nowhere", 404),
+        ("GET /v1/sessions", 401),
+        ("GET //good.example.com/", 404),
+    ] {
+        let answer = ask(&scene, line, "Host: good.example.com\r\nX-Key: {T}\r\n").await;
+        assert_eq!(answer.status, status, "{line}: {}", answer.head);
+    }
+    scene.good.expect_nothing("origin-form");
+}
+
+#[tokio::test]
+async fn the_tls_listener_serves_the_same() {
+    let scene = scene().await;
+    let mut conn = scene.workload.secure().await;
+    let authorization = scene.workload.authorization();
+    conn.send(format!(
+        "GET http://{GOOD}/tls HTTP/1.1\r\nHost: {GOOD}\r\n{authorization}\r\n\
+         GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(conn.answer().await.text(), "ok");
+    assert_eq!(conn.answer().await.status, 200);
+    assert_eq!(
+        scene.good.bytes(),
+        format!("GET /tls HTTP/1.1\r\nHost: {GOOD}\r\n\r\n").as_bytes()
+    );
+}

@@ -1,0 +1,80 @@
+//! The harness: a vault in process, origins that record, and a workload that speaks raw bytes.
+//!
+//! Every wait goes through [`within`], so that a hang is a failure that says what it waited for.
+//! Nothing here knows how the vault works inside; it is reached through its listeners only.
+
+mod anthropic;
+mod ca;
+pub(crate) mod clients;
+mod origin;
+mod scene;
+mod stream;
+mod vault;
+mod workload;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use anthropic::{ANSWER, Anthropic};
+pub(crate) use ca::TestCa;
+pub(crate) use origin::{Origin, OriginConn, Request};
+pub(crate) use scene::{EVIL, GOOD, REAL, SIDE, Scene};
+pub(crate) use stream::{Answer, Conn};
+pub(crate) use vault::{API_KEY, Vault, VaultBuilder};
+pub(crate) use workload::{Workload, basic};
+
+/// How long anything may take; far beyond what a test needs that passes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for a future, and fails the test if the deadline passes first.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(DEADLINE, future).await;
+    done.unwrap_or_else(|_elapsed| panic!("timed out: {what}"))
+}
+
+/// Says that this machine lacks something: a skip, and a loud line, only where the environment says
+/// that there may be skips.
+pub(crate) fn missing(what: &str) {
+    let may_skip = std::env::var_os("OSHU_VAULT_SKIP_MISSING").is_some_and(|on| on == "1");
+    assert!(
+        may_skip,
+        "{what}; OSHU_VAULT_SKIP_MISSING=1 skips its tests"
+    );
+    eprintln!("SKIPPED: {what}");
+    // Output of tests that pass is not shown; the script that runs them counts these lines.
+    if let Some(path) = std::env::var_os("OSHU_VAULT_SKIPS") {
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path);
+        writeln!(file.expect("the list of skips"), "{what}").expect("a line");
+    }
+}
+
+/// Finds a program on the path. Nothing, and a loud line, only where the environment says that
+/// missing programs may be skipped.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        missing(&format!("{name} is not installed"));
+    }
+    found
+}
+
+/// Tells whether a needle stands in a haystack of bytes.
+pub(crate) fn contains(haystack: &[u8], needle: impl AsRef<[u8]>) -> bool {
+    let needle = needle.as_ref();
+    haystack
+        .windows(needle.len().max(1))
+        .any(|window| window == needle)
+}
+
+/// Shows bytes in a failure message.
+pub(crate) fn show(bytes: &[u8]) -> String {
+    let text: String = bytes.escape_ascii().to_string();
+    text.replace("\\r\\n", "\\r\\n\n")
+}

@@ -1,0 +1,280 @@
+//! A vault in process: the real `App` on ports of the system's choice.
+//!
+//! Only what a deployment would configure is set here; tests reach everything else through the
+//! listeners and the SDK. Audit records are captured as the lines that stdout would carry.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use oshu_vault::app::{App, Listening, Parts};
+use oshu_vault::audit::Sink;
+use oshu_vault::authority::{CertificateAuthority, Root};
+use oshu_vault::config::{Config, Resolve};
+use oshu_vault::host::Host;
+use oshu_vault::policy::Cidr;
+use oshu_vault::secret::Fingerprint;
+use oshu_vault_sdk::{Client, CreateSession, CreatedSession};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{TestCa, Workload, within};
+
+/// The API key of every vault of the suite.
+pub(crate) const API_KEY: &str = "ovk_0123456789abcdef0123456789abcdef";
+
+/// How a vault is set up.
+pub(crate) struct VaultBuilder {
+    config: Config,
+    trusted: Vec<Arc<TestCa>>,
+}
+
+impl VaultBuilder {
+    /// Turns developer mode off or on: loopback upstreams, any port, unscoped secrets.
+    pub(crate) fn dev(mut self, dev: bool) -> Self {
+        self.config.dev = dev;
+        self.config.danger_unscoped_secrets = dev;
+        self
+    }
+
+    /// Leaves developer mode, and opens loopback as an operator would: for the origins.
+    pub(crate) fn strict(self) -> Self {
+        let loopback = Cidr::parse("127.0.0.0/8").expect("a range");
+        self.dev(false)
+            .config(|config| config.upstream.allow_cidrs.push(loopback))
+    }
+
+    /// Gives a name a fixed address; its port replaces the one asked for.
+    pub(crate) fn resolve(mut self, host: &str, address: SocketAddr) -> Self {
+        let host = Host::parse(host).expect("a host");
+        let (ip, port) = (address.ip(), Some(address.port()));
+        self.config
+            .upstream
+            .resolve
+            .push(Resolve { host, ip, port });
+        self
+    }
+
+    /// Trusts one more CA for upstreams, beside the suite's own.
+    pub(crate) fn trust(mut self, ca: &Arc<TestCa>) -> Self {
+        self.trusted.push(Arc::clone(ca));
+        self
+    }
+
+    /// Changes the configuration.
+    pub(crate) fn config(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Starts the vault.
+    pub(crate) async fn start(mut self) -> Vault {
+        let state = tempfile::tempdir().expect("a directory");
+        for (index, ca) in self.trusted.iter().enumerate() {
+            let path = state.path().join(format!("origin-{index}.pem"));
+            std::fs::write(&path, ca.pem()).expect("a file");
+            self.config.upstream.ca_files.push(path);
+        }
+        self.config.state_dir = state.path().to_owned();
+        let root = Root::load_or_generate(&state.path().join("ca")).expect("a root");
+        let authority = Arc::new(CertificateAuthority::new(root).expect("an authority"));
+        let log = AuditLog::default();
+        let sink = Sink::to_writer(Box::new(log.clone()));
+        let parts = Parts {
+            authority: Arc::clone(&authority),
+            api_key: Fingerprint::of(API_KEY.as_bytes()),
+            audit: sink.clone(),
+        };
+        let app = App::start(&self.config, parts)
+            .await
+            .expect("the vault starts");
+        let listening = app.listening();
+        Vault {
+            app: Some(app),
+            listening,
+            authority,
+            audit: log.with(sink),
+            _state: state,
+        }
+    }
+}
+
+/// A running vault.
+pub(crate) struct Vault {
+    app: Option<App>,
+    listening: Listening,
+    authority: Arc<CertificateAuthority>,
+    audit: AuditLog,
+    _state: TempDir,
+}
+
+impl Vault {
+    /// Sets up a vault: developer mode, a plain, a TLS and an admin listener.
+    pub(crate) fn builder() -> VaultBuilder {
+        let mut config = Config::default();
+        let any = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        (
+            config.proxy.listen,
+            config.proxy.tls_listen,
+            config.admin.listen,
+        ) = (any, any, any);
+        VaultBuilder {
+            config,
+            trusted: vec![TestCa::shared()],
+        }
+        .dev(true)
+    }
+
+    /// Returns the plain listener's address.
+    pub(crate) fn plain_addr(&self) -> SocketAddr {
+        self.listening.plain.expect("a plain listener")
+    }
+
+    /// Returns the TLS listener's address.
+    pub(crate) fn tls_addr(&self) -> SocketAddr {
+        self.listening.tls.expect("a TLS listener")
+    }
+
+    /// Returns the admin listener's address.
+    pub(crate) fn admin_addr(&self) -> SocketAddr {
+        self.listening.admin.expect("an admin listener")
+    }
+
+    /// Returns the vault's CA as PEM.
+    pub(crate) fn ca_pem(&self) -> &str {
+        self.authority.root().cert_pem()
+    }
+
+    /// Returns how many leaves were minted, and how many are kept.
+    pub(crate) fn leaves(&self) -> (u64, usize) {
+        (self.authority.minted(), self.authority.cached())
+    }
+
+    /// Returns a client of the management API.
+    pub(crate) fn sdk(&self) -> Client {
+        let base = format!("http://{}", self.plain_addr());
+        Client::builder(base, API_KEY).build().expect("a client")
+    }
+
+    /// Creates a session.
+    pub(crate) async fn session(&self, request: &CreateSession) -> CreatedSession {
+        self.sdk().create_session(request).await.expect("a session")
+    }
+
+    /// Returns the URL with credentials by which a session reaches the plain listener.
+    pub(crate) fn proxy_url(&self, session: &CreatedSession) -> String {
+        format!(
+            "http://{}:{}@{}",
+            session.session_id,
+            session.token,
+            self.plain_addr()
+        )
+    }
+
+    /// Returns the URL with credentials by which a session reaches the TLS listener.
+    pub(crate) fn proxy_url_tls(&self, session: &CreatedSession) -> String {
+        format!(
+            "https://{}:{}@{}",
+            session.session_id,
+            session.token,
+            self.tls_addr()
+        )
+    }
+
+    /// Returns a workload with a session's credentials.
+    pub(crate) fn workload(&self, session: &CreatedSession) -> Workload {
+        Workload::new(self, &session.session_id, &session.token)
+    }
+
+    /// Returns the audit log, which outlives the vault.
+    pub(crate) fn audit_log(&self) -> &AuditLog {
+        &self.audit
+    }
+
+    /// Returns the audit records written so far.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        self.audit.lines()
+    }
+
+    /// Begins the drain. Only the first call does.
+    pub(crate) fn drain(&mut self) -> JoinHandle<()> {
+        let app = self.app.take().expect("the vault drains once");
+        tokio::spawn(app.drain())
+    }
+}
+
+/// The lines of the audit sink. Clones share them.
+#[derive(Clone)]
+pub(crate) struct AuditLog {
+    text: Arc<Mutex<Vec<u8>>>,
+    changed: watch::Sender<()>,
+    sink: Option<Sink>,
+}
+
+impl Default for AuditLog {
+    fn default() -> Self {
+        Self {
+            text: Arc::default(),
+            changed: watch::Sender::new(()),
+            sink: None,
+        }
+    }
+}
+
+impl AuditLog {
+    fn with(mut self, sink: Sink) -> Self {
+        self.sink = Some(sink);
+        self
+    }
+
+    /// Returns everything as it was written.
+    pub(crate) fn raw(&self) -> Vec<u8> {
+        if let Some(sink) = &self.sink {
+            sink.flush();
+        }
+        self.text
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Returns the lines so far, parsed.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        let text = String::from_utf8(self.raw()).expect("lines in UTF-8");
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("a JSON line"))
+            .collect()
+    }
+
+    /// Waits until the lines meet a condition, and returns them.
+    pub(crate) async fn wait(&self, what: &str, met: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let mut changed = self.changed.subscribe();
+        within(what, async {
+            loop {
+                let lines = self.lines();
+                if met(&lines) {
+                    return lines;
+                }
+                changed.changed().await.expect("the log lives");
+            }
+        })
+        .await
+    }
+}
+
+impl Write for AuditLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.text
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
+        self.changed.send_replace(());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
