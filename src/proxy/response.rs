@@ -276,9 +276,10 @@ pub(super) async fn run(
     let last_of_upstream = closes(&answer.fields, answer.version) || framing == Framing::UntilClose;
     let status = answer.status;
     clean_answer(&mut answer).map_err(|_rule| reject::bad_answer())?;
-    // An answer that comes before the request is through is the last one of the connection.
+    // An answer that comes before the request is through is the last one of both connections.
+    let early = !request.flow.is_done();
     let keep_alive = request.keep_alive
-        && request.flow.is_done()
+        && !early
         && framing != Framing::UntilClose
         && !lane.proxy.drain.is_draining();
     let ends_with_the_connection = framing == Framing::UntilClose
@@ -309,11 +310,10 @@ pub(super) async fn run(
                 down.reset_when_dropped(false);
             }
             allowed(record, status);
-            let clean = request.flow.is_done();
-            if clean && !last_of_upstream {
+            if !early && !last_of_upstream {
                 lease.give_back();
             }
-            if clean && keep_alive {
+            if keep_alive {
                 After::KeepAlive
             } else {
                 After::Close

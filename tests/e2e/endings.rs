@@ -195,8 +195,10 @@ async fn an_early_answer_reaches_a_client_that_goes_on_sending() {
             {
                 return conn.send(OK).await;
             }
-            conn.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
-                .await;
+            // It answers once and says so: no later request may come this way.
+            let answer = "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n\
+                          Content-Length: 2\r\n\r\nno";
+            conn.send(answer).await;
             match manner {
                 "reads" => {}
                 "ends" => conn.close().await,
