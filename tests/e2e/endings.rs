@@ -333,3 +333,34 @@ async fn a_connection_that_closed_while_idle_is_not_used() {
     scene.good.wait_ended(1).await;
     assert_eq!(scene.good.connections(), 2);
 }
+
+#[tokio::test]
+async fn a_connection_that_answered_early_is_not_used_again() {
+    let origin = Origin::raw(|conn| async move {
+        let Some(head) = conn.read_head().await else {
+            return;
+        };
+        if head.contains("/alive") {
+            return conn.send(OK).await;
+        }
+        // The answer begins before the body came and ends after it.
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nno")
+            .await;
+        conn.read_exactly(4).await;
+        conn.send("ok").await;
+    })
+    .await;
+    let scene = Scene::around(origin).await;
+    let mut conn = scene.workload.connect(TARGET).await;
+    conn.send(format!(
+        "POST / HTTP/1.1\r\nHost: {GOOD}\r\nContent-Length: 4\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(conn.answer_head().await.status, 200);
+    assert_eq!(conn.take(2).await, b"no");
+    conn.send("body").await;
+    assert_eq!(conn.take(2).await, b"ok");
+    conn.expect_end().await;
+    // On the connection before, this would wait for an origin that is through.
+    scene.alive("an early answer").await;
+}
