@@ -225,7 +225,7 @@ fn base_config() -> Result<ServerConfig, rustls::Error> {
         .with_no_client_auth()
         // Replaced in every copy; the base alone answers no one.
         .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ignore_client_order = true;
     config.ticketer = Ticketer::new()?;
     config.send_tls13_tickets = 1;

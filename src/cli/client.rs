@@ -95,7 +95,7 @@ impl From<upstream::Error> for CallError {
                 Some(source),
             ),
             E::TlsTimeout => ("the TLS handshake did not end in time", None),
-            E::Resolver(_) => return Self::Upstream(error),
+            E::Http2(_) | E::Resolver(_) => return Self::Upstream(error),
         };
         Self::Unreachable { text, source }
     }

@@ -1,8 +1,8 @@
 //! A lane: the facts that every exchange of one tunnel, or one plain request, has in common.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Proxy;
 use super::reject::Refusal;
@@ -94,6 +94,57 @@ impl<'a> Lane<'a> {
     }
 }
 
+/// Opens one lane again and again, for exchanges that run beside each other.
+pub(super) struct Lanes {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) handle: Arc<SessionHandle>,
+    target: HostPort,
+    scheme: Scheme,
+    host_field: String,
+    peer: SocketAddr,
+    traffic: Arc<Traffic>,
+    view: Mutex<Arc<HostView>>,
+}
+
+impl Lanes {
+    /// Takes over what a lane has.
+    pub(super) fn new(lane: Lane<'_>, proxy: &Arc<Proxy>) -> Self {
+        Self {
+            proxy: Arc::clone(proxy),
+            handle: Arc::clone(lane.handle),
+            target: lane.target,
+            scheme: lane.scheme,
+            host_field: lane.host_field,
+            peer: lane.peer,
+            traffic: lane.traffic,
+            view: Mutex::new(lane.view),
+        }
+    }
+
+    /// Opens the lane, with the view that was used last.
+    pub(super) fn lane(&self) -> Lane<'_> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        Lane {
+            proxy: &self.proxy,
+            handle: &self.handle,
+            target: self.target.clone(),
+            scheme: self.scheme,
+            host_field: self.host_field.clone(),
+            peer: self.peer,
+            traffic: Arc::clone(&self.traffic),
+            view: Arc::clone(&view),
+        }
+    }
+
+    /// Keeps the view that a lane has by now, unless another has kept a newer one.
+    pub(super) fn keep(&self, lane: &Lane<'_>) {
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        if lane.view.version() > view.version() {
+            *view = Arc::clone(&lane.view);
+        }
+    }
+}
+
 /// Counts the bytes of one exchange; the lane's count gets them when it ends, however it ends.
 pub(super) struct Meter {
     exchange: Arc<Traffic>,
@@ -101,6 +152,18 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    /// Notes bytes that went to the upstream.
+    pub(super) fn add_up(&self, bytes: usize) {
+        self.exchange.up.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes bytes that went to the workload.
+    pub(super) fn add_down(&self, bytes: usize) {
+        self.exchange
+            .down
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Notes how far the bodies have come.
     pub(super) fn set(&self, up: u64, down: u64) {
         self.exchange.up.store(up, Ordering::Relaxed);

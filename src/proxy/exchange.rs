@@ -3,6 +3,7 @@
 //! Every step is a method that returns a refusal or goes on; the record is begun first and
 //! completes when it is dropped. Both doors, tunnels and plain requests, call [`run`].
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -84,18 +85,8 @@ async fn attempt(
     record: &mut Record,
 ) -> Result<After, Refusal> {
     record.request(head.method_text(), path_of(head.target_text()));
-    if lane.handle.is_over() {
-        return Err(Refusal::session_over());
-    }
-    let framing = request_framing(&head)?;
-    check_method(&head)?;
-    check_target(lane, &mut head, target)?;
-    check_host(lane, &mut head)?;
-    check_expectations(&head)?;
-    let view = lane.view()?;
     let keep_alive = !closes(&head.fields, head.version) && head.version == Version::Http11;
-    clean_request(&mut head)?;
-    swap(lane, &mut head, &view, record)?;
+    let Admitted { framing, view } = admit(lane, &mut head, target, record)?;
     let mut request = prepare(head, framing, keep_alive, down)?;
     // From here on the session is in use; a refused request does not renew it.
     let _in_flight = lane.handle.exchange();
@@ -106,6 +97,38 @@ async fn attempt(
         .exchanges
         .fetch_add(1, Ordering::Relaxed);
     response::run(lane, down, lease, request, answer, (record, &meter)).await
+}
+
+/// What the checks found out about a request.
+pub(super) struct Admitted {
+    pub(super) framing: Framing,
+    pub(super) view: Arc<HostView>,
+}
+
+/// Checks a request, cleans its head and swaps its tokens. Both protocols come through here.
+pub(super) fn admit(
+    lane: &mut Lane<'_>,
+    head: &mut RequestHead,
+    target: Option<Bytes>,
+    record: &mut Record,
+) -> Result<Admitted, Refusal> {
+    if lane.handle.is_over() {
+        return Err(Refusal::session_over());
+    }
+    let framing = request_framing(head)?;
+    check_method(head)?;
+    check_target(lane, head, target)?;
+    check_host(lane, head)?;
+    check_expectations(head)?;
+    let view = lane.view()?;
+    clean_request(head)?;
+    swap(lane, head, &view, record)?;
+    Ok(Admitted { framing, view })
+}
+
+/// Tells whether a request may be repeated (RFC 9110 §9.2.2), as far as its method says.
+pub(super) fn repeatable(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE")
 }
 
 /// Refuses methods that reflect or tunnel.
@@ -249,10 +272,9 @@ fn prepare(
     flow.prime(down)
         .map_err(|error| reject::bad_body(&error).unwrap_or_else(bad_target))?;
     let method = head.method();
-    let safe = matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE");
     Ok(Outgoing {
         is_head: method == b"HEAD",
-        repeatable: safe && framing == Framing::None,
+        repeatable: repeatable(method) && framing == Framing::None,
         version: head.version,
         head,
         flow,
@@ -262,7 +284,7 @@ fn prepare(
 
 /// Writes a head into a buffer that does not grow: growing would leave copies of real values. Leaves
 /// some room behind it.
-fn written(head: &RequestHead, room: usize) -> Vec<u8> {
+pub(super) fn written(head: &RequestHead, room: usize) -> Vec<u8> {
     let lines = head.fields.len() * 4;
     let size = head.fields.block().len() + head.fields.put_bytes() + head.target().len() + lines;
     let mut text = Vec::with_capacity(size + room);

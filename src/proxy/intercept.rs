@@ -17,12 +17,19 @@ use crate::wire::Connection;
 /// A fatal `unrecognized_name` alert in a record of its own (RFC 6066 §3, RFC 8446 §6).
 const UNRECOGNIZED_NAME: &[u8] = &[0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
 
+/// What the workload says inside its TLS, and in which protocol.
+pub(super) struct Intercepted {
+    pub(super) connection: Connection,
+    /// HTTP/2 was agreed on.
+    pub(super) is_h2: bool,
+}
+
 /// Ends the workload's TLS. The error is the reason for the audit record.
 pub(super) async fn handshake(
     proxy: &Proxy,
     down: Connection,
     target: &HostPort,
-) -> Result<Connection, (Decision, &'static str)> {
+) -> Result<Intercepted, (Decision, &'static str)> {
     match timeout(proxy.config.handshake_timeout, accept(proxy, down, target)).await {
         Err(_elapsed) => Err((Decision::Aborted, "handshake_timeout")),
         Ok(Err(error)) => {
@@ -31,7 +38,7 @@ pub(super) async fn handshake(
             Err((Decision::Aborted, "handshake_failed"))
         }
         Ok(Ok(None)) => Err((Decision::Denied, "another_server_name")),
-        Ok(Ok(Some(connection))) => Ok(connection),
+        Ok(Ok(Some(intercepted))) => Ok(intercepted),
     }
 }
 
@@ -39,7 +46,7 @@ async fn accept(
     proxy: &Proxy,
     down: Connection,
     target: &HostPort,
-) -> io::Result<Option<Connection>> {
+) -> io::Result<Option<Intercepted>> {
     let start = LazyConfigAcceptor::new(Acceptor::default(), down.into_replay()).await?;
     let named = start.client_hello().server_name().map(Host::parse);
     if !matches!(named, None | Some(Ok(_)))
@@ -56,5 +63,9 @@ async fn accept(
         .await
         .map_err(io::Error::other)?;
     let stream = start.into_stream(config).await?;
-    Ok(Some(Connection::new(Box::new(stream))))
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok(Some(Intercepted {
+        connection: Connection::new(Box::new(stream)),
+        is_h2,
+    }))
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use bytes::Bytes;
 use serde_json::json;
 
 use crate::audit::Decision;
@@ -107,13 +108,41 @@ impl Refusal {
         self.decision
     }
 
-    /// Writes the answer. Refusals to HEAD have no body.
-    fn write(&self, keep_alive: bool, bodyless: bool) -> Vec<u8> {
+    /// Returns the text that an agent can read.
+    fn text(&self) -> String {
         let mut body = json!({ "code": self.code, "message": self.message });
         if let (Some(ask), Some(object)) = (&self.ask, body.as_object_mut()) {
             object.insert("ask".to_owned(), json!(ask));
         }
-        let body = format!("{body}\n");
+        format!("{body}\n")
+    }
+
+    /// Returns the value of `Proxy-Status`.
+    fn proxy_status(&self) -> String {
+        let (error, code) = (self.proxy_error, self.code);
+        format!("oshu-vault; error={error}; details=\"{code}\"")
+    }
+
+    /// Makes the answer for a workload that speaks HTTP/2.
+    pub(super) fn response(&self) -> http::Response<Bytes> {
+        let text = self.text();
+        let mut response = http::Response::new(Bytes::new());
+        *response.status_mut() = http::StatusCode::from_u16(self.status).unwrap_or_default();
+        let headers = response.headers_mut();
+        let fixed = http::HeaderValue::from_static;
+        headers.insert("content-type", fixed("application/json"));
+        headers.insert("content-length", text.len().into());
+        headers.insert("cache-control", fixed("no-store"));
+        if let Ok(status) = http::HeaderValue::try_from(self.proxy_status()) {
+            headers.insert("proxy-status", status);
+        }
+        *response.body_mut() = Bytes::from(text);
+        response
+    }
+
+    /// Writes the answer. Refusals to HEAD have no body.
+    fn write(&self, keep_alive: bool, bodyless: bool) -> Vec<u8> {
+        let body = self.text();
         let challenge = match self.status {
             407 => "Proxy-Authenticate: Basic realm=\"oshu-vault\"\r\n",
             _ => "",
@@ -126,13 +155,12 @@ impl Refusal {
         let text = format!(
             "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\nCache-Control: no-store\r\n\
-             Proxy-Status: oshu-vault; error={error}; details=\"{code}\"\r\n\
+             Proxy-Status: {proxy_status}\r\n\
              {challenge}{connection}\r\n{body}",
             status = self.status,
             reason = reason(self.status),
             length = body.len(),
-            error = self.proxy_error,
-            code = self.code,
+            proxy_status = self.proxy_status(),
             body = if bodyless { "" } else { &body },
         );
         text.into_bytes()
@@ -249,6 +277,12 @@ impl From<&upstream::Error> for Refusal {
                     decision: Decision::Denied,
                 };
             }
+            E::Http2(_) => (
+                502,
+                "http_protocol_error",
+                "http_protocol_error",
+                "the upstream does not speak the protocol it agreed to",
+            ),
             E::Tls(_) => (
                 502,
                 "tls_protocol_error",

@@ -18,8 +18,8 @@ use super::reject::{self, Refusal};
 use crate::audit::{Decision, Record};
 use crate::upstream::Lease;
 use crate::wire::{
-    AnswerHead, Body, Connection, Flow, FlowError, Framing, HeadScanner, ReadError, Version,
-    answer_framing, clean_answer, closes, parse_answer,
+    AnswerHead, Body, Connection, Flow, FlowError, Framing, HeadScanner, Outbox, ReadError,
+    Version, answer_framing, clean_answer, closes, parse_answer,
 };
 
 /// How an exchange ends whose client went away.
@@ -63,10 +63,9 @@ pub(super) async fn head(
 ) -> Result<AnswerHead, Lost> {
     let mut stall = Stall::new(lane.proxy.config.stall_timeout);
     let mut wait = Wait {
-        scanner: HeadScanner::default(),
+        reader: AnswerReader::default(),
         interim: Vec::new(),
         interim_unflushed: false,
-        interim_count: 0,
         upload_failed: false,
         pass_interim: request.version == Version::Http11,
     };
@@ -74,7 +73,9 @@ pub(super) async fn head(
         let polled = wait.poll(cx, down, up, &mut request.flow);
         meter.set(request.flow.body().data_bytes(), 0);
         match polled {
-            Poll::Pending if stall.poll(cx, &[&request.flow]) => Poll::Ready(Err(Lost::Upstream)),
+            Poll::Pending if stall.poll(cx, &[request.flow.outbox()]) => {
+                Poll::Ready(Err(Lost::Upstream))
+            }
             polled => polled,
         }
     })
@@ -82,14 +83,14 @@ pub(super) async fn head(
 }
 
 /// Ends an exchange in which a peer takes nothing of what is ready for it.
-struct Stall {
+pub(super) struct Stall {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     seen: Option<u64>,
 }
 
 impl Stall {
-    fn new(limit: Duration) -> Self {
+    pub(super) fn new(limit: Duration) -> Self {
         Self {
             limit,
             timer: None,
@@ -97,16 +98,16 @@ impl Stall {
         }
     }
 
-    /// Tells whether a peer takes nothing while none of the flows has moved for too long.
-    fn poll(&mut self, cx: &mut Context<'_>, flows: &[&Flow]) -> bool {
-        if !flows.iter().any(|flow| flow.is_blocked()) {
+    /// Tells whether a peer takes nothing while none of the outboxes has moved for too long.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, outboxes: &[&Outbox]) -> bool {
+        if !outboxes.iter().any(|outbox| outbox.is_blocked()) {
             (self.timer, self.seen) = (None, None);
             return false;
         }
         let now = Some(
-            flows
+            outboxes
                 .iter()
-                .map(|flow| flow.taken())
+                .map(|outbox| outbox.taken())
                 .fold(0, u64::wrapping_add),
         );
         let deadline = Instant::now() + self.limit;
@@ -122,18 +123,57 @@ impl Stall {
 }
 
 /// What was found in the input.
-enum Taken {
+pub(super) enum Taken {
     Final(AnswerHead),
-    Interim,
+    /// Cleaned, and ready to be passed on.
+    Interim(AnswerHead),
     Nothing,
 }
 
-struct Wait {
+/// Reads the heads of an answer: interim ones, within bounds, and the final one.
+#[derive(Default)]
+pub(super) struct AnswerReader {
     scanner: HeadScanner,
+    interim_count: usize,
+}
+
+impl AnswerReader {
+    /// Tells whether no head has come yet.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.interim_count == 0
+    }
+
+    /// Takes a head that has arrived whole.
+    pub(super) fn take(&mut self, up: &mut Connection) -> Result<Taken, Lost> {
+        let block = match up.take_head(&mut self.scanner) {
+            Ok(Some(block)) => block,
+            Ok(None) => return Ok(Taken::Nothing),
+            Err(ReadError::Malformed(_) | _) => return Err(Lost::Upstream),
+        };
+        self.scanner = HeadScanner::default();
+        let mut answer = parse_answer(block).map_err(|_rule| Lost::Upstream)?;
+        match answer.status {
+            // Nobody asked for a switch of protocols: upgrades are refused before they leave.
+            101 => Err(Lost::Upstream),
+            100..200 => {
+                self.interim_count += 1;
+                if self.interim_count > INTERIM_LIMIT {
+                    return Err(Lost::Upstream);
+                }
+                answer_framing(&answer, false).map_err(|_rule| Lost::Upstream)?;
+                clean_answer(&mut answer).map_err(|_rule| Lost::Upstream)?;
+                Ok(Taken::Interim(answer))
+            }
+            _ => Ok(Taken::Final(answer)),
+        }
+    }
+}
+
+struct Wait {
+    reader: AnswerReader,
     interim: Vec<u8>,
     /// Written, but perhaps not yet flushed.
     interim_unflushed: bool,
-    interim_count: usize,
     /// The upstream takes no more of the request, but may still say why.
     upload_failed: bool,
     pass_interim: bool,
@@ -150,14 +190,19 @@ impl Wait {
         self.poll_upload(cx, down, up, flow)?;
         loop {
             ready!(self.poll_interim(cx, down))?;
-            match self.take(up)? {
+            match self.reader.take(up)? {
                 Taken::Final(answer) => return Poll::Ready(Ok(answer)),
-                Taken::Interim => continue,
+                Taken::Interim(answer) => {
+                    if self.pass_interim {
+                        answer.write(&mut self.interim);
+                    }
+                    continue;
+                }
                 Taken::Nothing => {}
             }
             match up.poll_read_answer(cx) {
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) if up.input.is_empty() && self.interim_count == 0 => {
+                Poll::Ready(_) if up.input.is_empty() && self.reader.is_untouched() => {
                     return Poll::Ready(Err(Lost::UpstreamSilent));
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(Lost::Upstream)),
@@ -216,34 +261,6 @@ impl Wait {
             self.interim_unflushed = false;
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Takes a head that has arrived whole. Interim ones are put in line for the client.
-    fn take(&mut self, up: &mut Connection) -> Result<Taken, Lost> {
-        let block = match up.take_head(&mut self.scanner) {
-            Ok(Some(block)) => block,
-            Ok(None) => return Ok(Taken::Nothing),
-            Err(ReadError::Malformed(_) | _) => return Err(Lost::Upstream),
-        };
-        self.scanner = HeadScanner::default();
-        let mut answer = parse_answer(block).map_err(|_rule| Lost::Upstream)?;
-        match answer.status {
-            // Nobody asked for a switch of protocols: upgrades are refused before they leave.
-            101 => Err(Lost::Upstream),
-            100..200 => {
-                self.interim_count += 1;
-                if self.interim_count > INTERIM_LIMIT {
-                    return Err(Lost::Upstream);
-                }
-                answer_framing(&answer, false).map_err(|_rule| Lost::Upstream)?;
-                clean_answer(&mut answer).map_err(|_rule| Lost::Upstream)?;
-                if self.pass_interim {
-                    answer.write(&mut self.interim);
-                }
-                Ok(Taken::Interim)
-            }
-            _ => Ok(Taken::Final(answer)),
-        }
     }
 }
 
@@ -385,7 +402,7 @@ async fn stream(
         if left(cx, down, upload.is_done(), upload_failed) {
             return Poll::Ready(Err(CLIENT_GONE));
         }
-        if stall.poll(cx, &[&*upload, &*download]) {
+        if stall.poll(cx, &[upload.outbox(), download.outbox()]) {
             return Poll::Ready(Err((Decision::Aborted, "stalled")));
         }
         Poll::Pending

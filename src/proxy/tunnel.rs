@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::connect::allowed;
-use super::context::Lane;
+use super::context::{Lane, Lanes};
 use super::detect::{Protocol, detect};
-use super::{Proxy, intercept, relay};
+use super::{Proxy, bridge, intercept, relay};
 use crate::audit::{Decision, Record, Traffic};
 use crate::host::HostPort;
 use crate::policy::Scheme;
@@ -58,17 +58,21 @@ async fn serve(
         return Err((Decision::Aborted, "no_first_byte"));
     }
     let first = down.input.first();
-    let (down, scheme) = match first.map_or(Protocol::Unknown, |first| detect(*first)) {
-        Protocol::Tls => (
-            Box::pin(intercept::handshake(proxy, down, &target)).await?,
-            Scheme::Https,
-        ),
-        Protocol::Http => (down, Scheme::Http),
+    let (down, scheme, is_h2) = match first.map_or(Protocol::Unknown, |first| detect(*first)) {
+        Protocol::Tls => {
+            let inner = Box::pin(intercept::handshake(proxy, down, &target)).await?;
+            (inner.connection, Scheme::Https, inner.is_h2)
+        }
+        Protocol::Http => (down, Scheme::Http, false),
         Protocol::Unknown => return Err((Decision::Denied, "unknown_protocol")),
     };
     // The session may have been patched since the CONNECT.
     let lane = Lane::open(proxy, caller.handle(), target, scheme, facts)
         .map_err(|denial| (Decision::Denied, denial.code()))?;
-    relay::run(lane, down).await;
+    if is_h2 {
+        Box::pin(bridge::run(Lanes::new(lane, proxy), down)).await;
+    } else {
+        relay::run(lane, down).await;
+    }
     Ok(())
 }

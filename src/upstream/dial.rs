@@ -24,9 +24,24 @@ use crate::wire::{Io, Replay, tune};
 /// How long an attempt runs alone before the next one starts (RFC 8305 §8).
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// The name of HTTP/2 in ALPN (RFC 9113 §3.1).
+const H2: &[u8] = b"h2";
+
+/// Which protocols are offered to an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// HTTP/2 or HTTP/1.1, as the upstream likes.
+    Any,
+    /// HTTP/1.1 only.
+    Http1,
+}
+
 /// Connects and verifies.
 pub(super) struct Dialler {
-    tls: TlsConnector,
+    /// Offers `http/1.1` only.
+    http1: TlsConnector,
+    /// Offers `h2` and `http/1.1`.
+    any: TlsConnector,
     connect_timeout: Duration,
     handshake_timeout: Duration,
 }
@@ -45,9 +60,12 @@ impl Dialler {
         connect_timeout: Duration,
         handshake_timeout: Duration,
     ) -> Self {
-        let tls = TlsConnector::from(Arc::new(client_config(roots)));
+        let mut config = client_config(roots);
+        let http1 = TlsConnector::from(Arc::new(config.clone()));
+        config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
         Self {
-            tls,
+            http1,
+            any: TlsConnector::from(Arc::new(config)),
             connect_timeout,
             handshake_timeout,
         }
@@ -65,8 +83,17 @@ impl Dialler {
         }
     }
 
-    /// Speaks TLS over a connection and verifies who answers.
-    pub(super) async fn secure(&self, tcp: TcpStream, host: &Host) -> Result<Io, Error> {
+    /// Speaks TLS over a connection and verifies who answers. Tells whether HTTP/2 was agreed on.
+    pub(super) async fn secure(
+        &self,
+        tcp: TcpStream,
+        host: &Host,
+        offer: Offer,
+    ) -> Result<(Io, bool), Error> {
+        let tls = match offer {
+            Offer::Http1 => &self.http1,
+            Offer::Any => &self.any,
+        };
         let name = match host {
             Host::Name(name) => ServerName::try_from(name.to_string()).map_err(|_invalid| {
                 Error::TlsCertificate(io::Error::other("the name cannot be in a certificate"))
@@ -75,9 +102,12 @@ impl Dialler {
             Host::V6(address) => ServerName::IpAddress((*address).into()),
         };
         let tcp = Replay::new(Box::new(tcp));
-        match timeout(self.handshake_timeout, self.tls.connect(name, tcp)).await {
+        match timeout(self.handshake_timeout, tls.connect(name, tcp)).await {
             Err(_elapsed) => Err(Error::TlsTimeout),
-            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Ok(stream)) => {
+                let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+                Ok((Box::new(stream), is_h2))
+            }
             Ok(Err(error)) => Err(classify(error)),
         }
     }

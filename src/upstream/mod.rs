@@ -6,6 +6,7 @@
 //! service's own calls.
 
 mod dial;
+mod h2;
 mod pool;
 mod resolve;
 
@@ -15,13 +16,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::RootCertStore;
+use tokio::net::TcpStream;
 
 use crate::host::Host;
 use crate::policy::{AddressRules, Grant, Refused, Scheme};
+use crate::wire::Io;
 
+pub use h2::{BodyError, RequestBody, SendError, StreamLease, Taken};
 pub use pool::{Lease, Pool};
 
-use dial::Dialler;
+use dial::{Dialler, Offer};
 use resolve::Resolver;
 
 /// One answer that the operator gives in place of DNS. It does not bypass the address table.
@@ -67,6 +71,9 @@ pub enum Error {
     /// The name did not resolve in time.
     #[error("the name did not resolve in time")]
     DnsTimeout,
+    /// HTTP/2 was agreed on and not spoken.
+    #[error("the upstream does not speak the protocol it agreed to")]
+    Http2(#[source] BodyError),
     /// The address table refuses the addresses.
     #[error("the address is not allowed")]
     Refused(#[source] Refused),
@@ -82,6 +89,15 @@ pub enum Error {
     /// The system's resolver configuration cannot be read.
     #[error("the resolver cannot be set up")]
     Resolver(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A way to send one request: a connection of its own, or a place on a shared one.
+#[derive(Debug)]
+pub enum Route {
+    /// HTTP/1.1.
+    Http1(Box<Lease>),
+    /// HTTP/2.
+    Http2(StreamLease),
 }
 
 /// The way out. One for the whole process.
@@ -125,22 +141,85 @@ impl Upstream {
     /// # Errors
     /// See [`Error`].
     pub async fn lease_fresh(&self, pool: &Pool, grant: &Grant) -> Result<Lease, Error> {
-        let target = grant.target();
-        let found = self.resolver.look_up(target).await?;
-        let vetted = crate::policy::vet(&found.addresses, found.port, &self.rules)
-            .map_err(Error::Refused)?;
-        let (tcp, address) = self.dialler.connect(&vetted).await?;
-        self.refuse_ourselves(&tcp)?;
+        let (tcp, address) = self.connect(grant).await?;
         let io = match grant.scheme() {
-            Scheme::Http => Box::new(tcp) as crate::wire::Io,
-            Scheme::Https => self.dialler.secure(tcp, &target.host).await?,
+            Scheme::Http => Box::new(tcp) as Io,
+            Scheme::Https => {
+                let host = &grant.target().host;
+                self.dialler.secure(tcp, host, Offer::Http1).await?.0
+            }
         };
         Ok(pool.hold(grant, io, address))
     }
 
+    /// Finds a way for one request of a client that speaks HTTP/2: a place on a connection that the
+    /// session shares already, or what the upstream chooses when it is asked. While one dial is
+    /// under way to a host whose choice is not known, others wait for what it brings.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn route(&self, pool: &Pool, grant: &Grant) -> Result<Route, Error> {
+        if grant.scheme() == Scheme::Http {
+            return Ok(Route::Http1(Box::new(self.lease(pool, grant).await?)));
+        }
+        if let Some(place) = pool.join(grant) {
+            return Ok(Route::Http2(place));
+        }
+        let flight = pool.flight(grant);
+        let failures = flight.failures();
+        let mut alone = None;
+        if !flight.is_http1() {
+            alone = Some(flight.dialling.lock().await);
+            if let Some(place) = pool.join(grant) {
+                return Ok(Route::Http2(place));
+            }
+            if flight.is_http1() || flight.failures() != failures {
+                // Nothing to share, or nobody to wait for: each for itself from here on.
+                alone = None;
+            }
+        }
+        if let Some(lease) = flight.is_http1().then(|| pool.take(grant)).flatten() {
+            return Ok(Route::Http1(Box::new(lease)));
+        }
+        let dialled = self.route_fresh(pool, grant).await;
+        match &dialled {
+            Ok(route) => flight.chose_http1(matches!(route, Route::Http1(_))),
+            Err(_why) => flight.failed(),
+        }
+        drop(alone);
+        dialled
+    }
+
+    /// Dials a new connection, whatever the pool holds, and lets the upstream choose the protocol.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn route_fresh(&self, pool: &Pool, grant: &Grant) -> Result<Route, Error> {
+        if grant.scheme() == Scheme::Http {
+            return Ok(Route::Http1(Box::new(self.lease_fresh(pool, grant).await?)));
+        }
+        let (tcp, address) = self.connect(grant).await?;
+        let host = &grant.target().host;
+        let (io, is_h2) = self.dialler.secure(tcp, host, Offer::Any).await?;
+        if is_h2 {
+            return Ok(Route::Http2(pool.share(grant, io, address).await?));
+        }
+        Ok(Route::Http1(Box::new(pool.hold(grant, io, address))))
+    }
+
+    /// Connects to a vetted address of a grant's target.
+    async fn connect(&self, grant: &Grant) -> Result<(TcpStream, Dialled), Error> {
+        let found = self.resolver.look_up(grant.target()).await?;
+        let vetted = crate::policy::vet(&found.addresses, found.port, &self.rules)
+            .map_err(Error::Refused)?;
+        let (tcp, address) = self.dialler.connect(&vetted).await?;
+        self.refuse_ourselves(&tcp)?;
+        Ok((tcp, address))
+    }
+
     /// Refuses a connection that ended at a listener of ours on an address of this machine that no
     /// table could know. No byte was sent on it.
-    fn refuse_ourselves(&self, tcp: &tokio::net::TcpStream) -> Result<(), Error> {
+    fn refuse_ourselves(&self, tcp: &TcpStream) -> Result<(), Error> {
         let (Ok(here), Ok(there)) = (tcp.local_addr(), tcp.peer_addr()) else {
             return Err(Error::Connect(io::ErrorKind::NotConnected.into()));
         };

@@ -1,4 +1,4 @@
-//! Idle connections of one session, by scheme, host and port.
+//! The connections of one session, by scheme, host and port: idle ones, and shared ones.
 //!
 //! There is one pool per session and it is dropped with the session, so that a connection on which
 //! one session's requests travelled is never seen by another. An idle connection is kept for a
@@ -10,6 +10,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Error;
+use super::h2::{Flight, Shared, StreamLease};
 use crate::host::HostPort;
 use crate::policy::{Grant, Scheme};
 use crate::wire::{Connection, Io};
@@ -18,16 +22,26 @@ use crate::wire::{Connection, Io};
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
 /// How many idle connections one session keeps, to all hosts together.
 const IDLE_PER_SESSION: usize = 128;
+/// How many shared connections one session has to one host before exchanges wait for each other.
+const SHARED_PER_HOST: usize = 16;
 
 type Key = (Scheme, HostPort);
 
-/// The idle connections of one session.
+fn key_of(grant: &Grant) -> Key {
+    (grant.scheme(), grant.target().clone())
+}
+
+/// The connections of one session.
 #[derive(Clone, Debug, Default)]
 pub struct Pool(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
     idle: HashMap<Key, Vec<Idle>>,
+    shared: HashMap<Key, Vec<Shared>>,
+    flights: HashMap<Key, Arc<Flight>>,
+    /// Ends the tasks of shared connections, at the latest with the pool itself.
+    tasks: Option<DropGuard>,
     /// How many connections the lists hold.
     count: usize,
     closed: bool,
@@ -41,6 +55,13 @@ struct Idle {
 }
 
 impl Inner {
+    fn cut(&mut self) -> CancellationToken {
+        let guard = self
+            .tasks
+            .get_or_insert_with(|| CancellationToken::new().drop_guard());
+        guard.token().clone()
+    }
+
     fn pop(&mut self, key: &Key) -> Option<Idle> {
         let idle = self.idle.get_mut(key)?.pop()?;
         self.count -= 1;
@@ -51,7 +72,7 @@ impl Inner {
 impl Pool {
     /// Takes the connection that was used last, if one is still good.
     pub(super) fn take(&self, grant: &Grant) -> Option<Lease> {
-        let key = (grant.scheme(), grant.target().clone());
+        let key = key_of(grant);
         loop {
             let mut idle = self.lock().pop(&key)?;
             if idle.since.elapsed() < IDLE_LIMIT && idle.connection.is_quiet() {
@@ -73,7 +94,7 @@ impl Pool {
 
     /// Takes charge of a connection that was just made.
     pub(super) fn hold(&self, grant: &Grant, io: Io, address: SocketAddr) -> Lease {
-        let key = (grant.scheme(), grant.target().clone());
+        let key = key_of(grant);
         let connection = Connection::new(io);
         Lease {
             connection,
@@ -84,9 +105,51 @@ impl Pool {
         }
     }
 
+    /// Joins a shared connection that has room. Where there is none and no more may be opened, joins
+    /// the one that is used least: the exchange waits its turn.
+    pub(super) fn join(&self, grant: &Grant) -> Option<StreamLease> {
+        let mut inner = self.lock();
+        let shared = inner.shared.get_mut(&key_of(grant))?;
+        shared.retain(|shared| shared.is_open() && !shared.is_idle_for(IDLE_LIMIT));
+        let best = shared.iter().max_by_key(|shared| shared.room())?;
+        (best.room() > 0 || shared.len() >= SHARED_PER_HOST).then(|| best.join(true))
+    }
+
+    /// Takes charge of a connection that was just made and speaks HTTP/2.
+    pub(super) async fn share(
+        &self,
+        grant: &Grant,
+        io: Io,
+        address: SocketAddr,
+    ) -> Result<StreamLease, Error> {
+        let cut = self.lock().cut();
+        let shared = Shared::open(io, address, &cut).await?;
+        let lease = shared.join(false);
+        let mut inner = self.lock();
+        if inner.closed {
+            cut.cancel();
+        } else {
+            inner.shared.entry(key_of(grant)).or_default().push(shared);
+        }
+        Ok(lease)
+    }
+
+    /// Returns where those meet who want a connection to a host.
+    pub(super) fn flight(&self, grant: &Grant) -> Arc<Flight> {
+        let mut inner = self.lock();
+        Arc::clone(inner.flights.entry(key_of(grant)).or_default())
+    }
+
     /// Drops connections that were idle for too long. Returns how many are left.
     pub fn sweep(&self) -> usize {
         let mut inner = self.lock();
+        inner.shared.retain(|_, list| {
+            list.retain(|shared| shared.is_open() && !shared.is_idle_for(IDLE_LIMIT));
+            !list.is_empty()
+        });
+        inner
+            .flights
+            .retain(|_, flight| Arc::strong_count(flight) > 1);
         inner.idle.retain(|_, list| {
             list.retain(|idle| idle.since.elapsed() < IDLE_LIMIT);
             !list.is_empty()
@@ -95,10 +158,13 @@ impl Pool {
         inner.count
     }
 
-    /// Drops every idle connection and keeps none from now on.
+    /// Drops every connection that is not on loan, cuts the shared ones with all they carry, and
+    /// keeps none from now on.
     pub fn close(&self) {
         let mut inner = self.lock();
         inner.closed = true;
+        inner.shared.clear();
+        inner.tasks = None;
         inner.count = 0;
         inner.idle.clear();
     }

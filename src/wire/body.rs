@@ -10,6 +10,8 @@ use bytes::{Buf, BytesMut};
 use super::h1::{
     EXTENSION_LIMIT_BYTES, Error, Framing, HeadScanner, TRAILER_LIMIT_BYTES, parse_trailers,
 };
+use super::head::Fields;
+use super::hygiene::clean_trailers;
 
 /// The longest line that opens a chunk, in bytes.
 const SIZE_LINE_LIMIT_BYTES: usize = 4 * 1024;
@@ -44,8 +46,10 @@ enum State {
 #[derive(Debug, Clone)]
 pub struct Body {
     state: State,
-    /// Write the data of chunks without their framing (to an HTTP/1.0 client).
+    /// Write the data of chunks without their framing (to an HTTP/1.0 or HTTP/2 client).
     unframed: bool,
+    /// The trailers of a body that is written without framing.
+    trailers: Option<Box<Fields>>,
     extension_bytes: usize,
     data_bytes: u64,
 }
@@ -62,6 +66,7 @@ impl Body {
         Self {
             state,
             unframed: false,
+            trailers: None,
             extension_bytes: 0,
             data_bytes: 0,
         }
@@ -72,6 +77,11 @@ impl Body {
     pub fn without_framing(mut self) -> Self {
         self.unframed = true;
         self
+    }
+
+    /// Takes the trailers of a complete body that was written without framing.
+    pub fn take_trailers(&mut self) -> Option<Fields> {
+        self.trailers.take().map(|trailers| *trailers)
     }
 
     /// Tells whether the body is complete.
@@ -233,12 +243,10 @@ impl Body {
             return Err(Error::Trailer);
         }
         let mut fields = parse_trailers(input.split_to(length).freeze())?;
-        if !self.unframed {
-            let own = |name: &[u8]| {
-                name.get(..6)
-                    .is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"))
-            };
-            fields.retain(|name, _| !own(name));
+        clean_trailers(&mut fields);
+        if self.unframed {
+            self.trailers = (!fields.is_empty()).then(|| Box::new(fields));
+        } else {
             fields.write(out);
             out.extend_from_slice(b"\r\n");
         }

@@ -97,6 +97,10 @@ impl Field {
         }
     }
 
+    fn is_sensitive(&self) -> bool {
+        self.put.as_ref().is_some_and(|put| put.sensitive)
+    }
+
     fn replace(&mut self, value: Bytes, sensitive: bool) {
         self.put = Some(Box::new(Put {
             name: self.put.as_ref().and_then(|put| put.name),
@@ -115,6 +119,8 @@ pub struct FieldRef<'a> {
     pub name: &'a [u8],
     /// The value, without the white space around it.
     pub value: &'a [u8],
+    /// The value came from a secret.
+    pub sensitive: bool,
 }
 
 impl fmt::Debug for FieldRef<'_> {
@@ -174,6 +180,7 @@ impl Fields {
             index,
             name: field.name(&self.block),
             value: field.value(&self.block),
+            sensitive: field.is_sensitive(),
         })
     }
 
@@ -183,6 +190,7 @@ impl Fields {
             index,
             name: field.name(&self.block),
             value: field.value(&self.block),
+            sensitive: field.is_sensitive(),
         })
     }
 

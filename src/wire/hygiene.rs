@@ -45,6 +45,16 @@ pub fn clean_answer(head: &mut AnswerHead) -> Result<(), Error> {
     Ok(())
 }
 
+/// Removes from trailers what is between a client and its proxy.
+pub(super) fn clean_trailers(fields: &mut Fields) {
+    fields.retain(|name, _| !is_proxy_field(name));
+}
+
+fn is_proxy_field(name: &[u8]) -> bool {
+    name.get(..6)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"))
+}
+
 fn clean(fields: &mut Fields) -> Result<(), Error> {
     let mut named: Vec<Vec<u8>> = Vec::new();
     for value in fields.all("connection") {
@@ -63,14 +73,11 @@ fn clean(fields: &mut Fields) -> Result<(), Error> {
         }
     }
     fields.retain(|name, _| {
-        let proxy = name
-            .get(..6)
-            .is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"));
         let hop = HOP_BY_HOP
             .iter()
             .any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()));
         let listed = named.iter().any(|option| name.eq_ignore_ascii_case(option));
-        !proxy && !hop && !listed
+        !is_proxy_field(name) && !hop && !listed
     });
     Ok(())
 }

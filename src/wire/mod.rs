@@ -1,4 +1,5 @@
-//! HTTP/1.1 on the wire: heads, framing and chunks, read strictly and written once.
+//! HTTP on the wire: heads, framing and chunks, read strictly and written once; and the heads of
+//! HTTP/2, read into the same types.
 //!
 //! What is read here is refused or understood, never repaired: two programs that read the same
 //! bytes differently are how requests get smuggled. It knows nothing of sessions or policy. The
@@ -7,9 +8,11 @@
 mod body;
 mod flow;
 mod h1;
+mod h2;
 mod head;
 mod hygiene;
 mod io;
+mod outbox;
 
 pub use body::{Body, Progress};
 pub use flow::{Flow, FlowError};
@@ -18,6 +21,11 @@ pub use h1::{
     TARGET_LIMIT_BYTES, TRAILER_LIMIT_BYTES, answer_framing, parse_answer, parse_request,
     parse_trailers, request_framing,
 };
+pub use h2::{
+    answer_from_parts, answer_to_parts, is_trailers_wanted, request_from_parts, request_to_parts,
+    trailers_from_map, trailers_to_map,
+};
 pub use head::{AnswerHead, FieldRef, Fields, RequestHead, Version};
 pub use hygiene::{clean_answer, clean_request, closes, token_list_has};
 pub use io::{Connection, Io, ReadError, Replay, Stream, tune};
+pub use outbox::Outbox;

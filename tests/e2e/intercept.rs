@@ -70,11 +70,13 @@ async fn no_server_name_and_other_spellings_get_the_leaf_of_the_target() {
 }
 
 #[tokio::test]
-async fn only_http_1_1_is_agreed_on() {
+async fn http_2_is_agreed_on_where_it_is_offered() {
     let scene = Scene::new().await;
     for (offered, agreed) in [
         (&["http/1.1"][..], Some("http/1.1")),
-        (&["h2", "http/1.1"], Some("http/1.1")),
+        (&["h2", "http/1.1"], Some("h2")),
+        (&["http/1.1", "h2"], Some("h2")),
+        (&["h2"], Some("h2")),
         (&[], None),
     ] {
         let tunnel = scene.workload.tunnel("good.example.com:443").await;
@@ -89,9 +91,9 @@ async fn only_http_1_1_is_agreed_on() {
     let tunnel = scene.workload.tunnel("good.example.com:443").await;
     let failed = scene
         .workload
-        .handshake(tunnel.into_io(), name(GOOD), &["h2"])
+        .handshake(tunnel.into_io(), name(GOOD), &["h3"])
         .await;
-    assert!(failed.is_err(), "h2 alone is not spoken");
+    assert!(failed.is_err(), "h3 is not spoken over TCP");
     scene.nothing_arrived("ALPN").await;
 }
 

@@ -123,7 +123,7 @@ async fn the_cheap_suite_and_http_1_are_chosen_in_both_versions() {
             .await
             .unwrap();
         assert_eq!((outcome.version, outcome.suite), (version.version, suite));
-        assert_eq!(outcome.alpn.as_deref(), Some(&b"http/1.1"[..]));
+        assert_eq!(outcome.alpn.as_deref(), Some(&b"h2"[..]));
     }
 }
 

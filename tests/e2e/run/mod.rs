@@ -211,7 +211,8 @@ async fn values_come_from_where_the_flag_says() {
         assert_eq!(said.stdout, "0\nok", "{source}: {}", said.stderr);
         let seen = String::from_utf8(origin.bytes()).expect("a text");
         assert!(
-            seen.contains(&format!("X-Api-Key: {VALUE}\r\n")),
+            seen.to_lowercase()
+                .contains(&format!("x-api-key: {VALUE}\r\n")),
             "{source}: {seen}"
         );
     }
@@ -376,7 +377,11 @@ async fn a_running_server_serves_the_command_too() {
     let said = finish("run", &mut run(API_KEY)).await;
     assert_eq!(said.stdout, "0\nok", "{}", said.stderr);
     let seen = String::from_utf8(origin.bytes()).expect("a text");
-    assert!(seen.contains(&format!("X-Api-Key: {VALUE}\r\n")), "{seen}");
+    assert!(
+        seen.to_lowercase()
+            .contains(&format!("x-api-key: {VALUE}\r\n")),
+        "{seen}"
+    );
     let left = vault
         .sdk()
         .list_sessions(ListSessions::default())

@@ -1,0 +1,133 @@
+//! The body of an answer on its way to a workload that speaks HTTP/2.
+//!
+//! Frames leave as they come. When the body ends before its time the stream is reset, with the
+//! upstream's own reason where it gave one, so that a part never passes for the whole. Called by
+//! hyper, for the stream that the bridge answered.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+
+use super::crossing::Crossing;
+use super::ledger::Ledger;
+use super::pace::{Pace, Way};
+use super::reset_error;
+use super::upload::cleaned;
+use crate::audit::Decision;
+use crate::proxy::context::Meter;
+use crate::upstream::{BodyError, Taken};
+
+/// Where the body of an answer comes from.
+pub(super) enum Source {
+    /// From an HTTP/1.1 connection.
+    Http1(Box<Crossing>),
+    /// From a shared connection, with the place taken there.
+    Http2(Incoming, Taken),
+    /// From ourselves.
+    Own(Bytes),
+}
+
+/// The body of an answer, with what must be told when it ends.
+pub(super) struct AnswerBody {
+    source: Source,
+    meter: Arc<Meter>,
+    pace: Arc<Pace>,
+    ledger: Ledger,
+}
+
+impl AnswerBody {
+    pub(super) fn new(source: Source, mut ledger: Ledger) -> Self {
+        let (meter, pace) = (ledger.meter(), ledger.pace());
+        if is_over(&source) {
+            ledger.settle(Decision::Allowed, "ok");
+        }
+        Self {
+            source,
+            meter,
+            pace,
+            ledger,
+        }
+    }
+
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.source {
+            Source::Own(text) if text.is_empty() => Poll::Ready(None),
+            Source::Own(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Source::Http1(crossing) => crossing.poll_frame(cx, &mut self.ledger),
+            Source::Http2(body, _place) => {
+                let frame = match ready!(Pin::new(body).poll_frame(cx)) {
+                    Some(Ok(frame)) => frame,
+                    None => return Poll::Ready(None),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(self.cut(&error)))),
+                };
+                match frame.into_trailers() {
+                    Err(data) => Poll::Ready(Some(Ok(data))),
+                    Ok(trailers) => Poll::Ready(Some(cleaned(&trailers))),
+                }
+            }
+        }
+    }
+
+    /// Notes that the upstream ended the body early; returns the error that resets the stream.
+    fn cut(&mut self, error: &hyper::Error) -> BodyError {
+        self.ledger.settle(Decision::Failed, "upstream_cut");
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            if let Some(cause) = cause.downcast_ref::<h2::Error>() {
+                let given = cause.reason().filter(|_| cause.is_reset());
+                return reset_error(given.unwrap_or(h2::Reason::INTERNAL_ERROR));
+            }
+            source = cause.source();
+        }
+        reset_error(h2::Reason::INTERNAL_ERROR)
+    }
+}
+
+/// Tells whether nothing more comes.
+fn is_over(source: &Source) -> bool {
+    match source {
+        Source::Http1(crossing) => crossing.is_over(),
+        Source::Http2(body, _place) => body.is_end_stream(),
+        Source::Own(text) => text.is_empty(),
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        this.pace.asked(Way::Down);
+        let frame = ready!(this.poll_source(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.meter.add_down(data.len());
+                    this.pace.gave(Way::Down);
+                }
+                // Nobody asks for more after trailers, or after data that was the last.
+                if frame.is_trailers() || is_over(&this.source) {
+                    this.ledger.settle(Decision::Allowed, "ok");
+                }
+            }
+            Some(Err(_why)) => this.ledger.settle(Decision::Failed, "bad_answer_body"),
+            None => this.ledger.settle(Decision::Allowed, "ok"),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        is_over(&self.source)
+    }
+}

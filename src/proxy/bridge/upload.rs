@@ -1,0 +1,201 @@
+//! The body of a request on its way to an upstream: frames as they come, or HTTP/1.1 chunks.
+//!
+//! Either ends with its exchange: what a workload still sends after the whole answer is not passed
+//! on. Trailers are checked and cleaned. Called by the bridge and by the crossing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::ledger::Ledger;
+use super::pace::{Pace, Way};
+use crate::proxy::context::Meter;
+use crate::upstream::BodyError;
+use crate::wire::{Connection, FlowError, Framing, Outbox, trailers_from_map, trailers_to_map};
+
+/// Says why the body of a request ends early.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the exchange is over")]
+    Over,
+}
+
+/// A body from one HTTP/2 connection to another.
+pub(super) struct UploadBody {
+    body: Incoming,
+    meter: Arc<Meter>,
+    pace: Arc<Pace>,
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl UploadBody {
+    pub(super) fn new(body: Incoming, ledger: &Ledger) -> Self {
+        Self {
+            body,
+            meter: ledger.meter(),
+            pace: ledger.pace(),
+            over: Box::pin(ledger.over().cancelled_owned()),
+        }
+    }
+}
+
+impl Body for UploadBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        this.pace.asked(Way::Up);
+        if this.over.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(Ended::Over.into())));
+        }
+        let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(cx)) else {
+            return Poll::Ready(None);
+        };
+        let frame = frame?;
+        if let Some(data) = frame.data_ref() {
+            this.meter.add_up(data.len());
+            this.pace.gave(Way::Up);
+        }
+        match frame.into_trailers() {
+            Err(frame) => Poll::Ready(Some(Ok(frame))),
+            Ok(trailers) => Poll::Ready(Some(cleaned(&trailers))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+/// Cleans trailers on their way from one HTTP/2 connection to another.
+pub(super) fn cleaned(trailers: &http::HeaderMap) -> Result<Frame<Bytes>, BodyError> {
+    let fields = trailers_from_map(trailers)?;
+    Ok(Frame::trailers(trailers_to_map(&fields)?))
+}
+
+/// A body from an HTTP/2 connection to an HTTP/1.1 connection, behind the head of its request.
+pub(super) struct Upload {
+    body: Option<Incoming>,
+    out: Outbox,
+    chunked: bool,
+    /// What the head promised and did not come yet.
+    left: Option<u64>,
+    meter: Arc<Meter>,
+}
+
+impl Upload {
+    pub(super) fn new(
+        head: Vec<u8>,
+        body: Option<Incoming>,
+        framing: Framing,
+        meter: Arc<Meter>,
+    ) -> Self {
+        Self {
+            body,
+            out: Outbox::new(head),
+            chunked: framing == Framing::Chunked,
+            left: match framing {
+                Framing::Length(length) => Some(length),
+                Framing::None | Framing::Chunked | Framing::UntilClose => None,
+            },
+            meter,
+        }
+    }
+
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.out
+    }
+
+    /// Starts again with the same head, towards another receiver. Only without a body.
+    pub(super) fn rewind(&mut self, head: Vec<u8>) {
+        self.out.rewind(head);
+    }
+
+    /// Tells whether all was written.
+    pub(super) fn is_done(&self) -> bool {
+        self.body.is_none() && self.out.is_clear()
+    }
+
+    /// Moves the body until one side is not ready. Ready when it is through and flushed.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut Connection,
+    ) -> Poll<Result<(), FlowError>> {
+        let gone = FlowError::ReceiverGone;
+        loop {
+            ready!(self.out.poll_drain(cx, to)).map_err(gone)?;
+            let Some(body) = &mut self.body else {
+                ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
+                return Poll::Ready(Ok(()));
+            };
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+                ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
+                return Poll::Pending;
+            };
+            match frame {
+                Some(Ok(frame)) => self.take(frame)?,
+                Some(Err(_reset)) => return Poll::Ready(Err(FlowError::SenderGone)),
+                None => self.end(b"\r\n")?,
+            }
+        }
+    }
+
+    /// Puts a frame in line.
+    fn take(&mut self, frame: Frame<Bytes>) -> Result<(), FlowError> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                let Ok(trailers) = frame.into_trailers() else {
+                    return Ok(());
+                };
+                let fields = trailers_from_map(&trailers).map_err(FlowError::Malformed)?;
+                let mut text = Vec::new();
+                fields.write(&mut text);
+                text.extend_from_slice(b"\r\n");
+                return self.end(&text);
+            }
+        };
+        if data.is_empty() {
+            // An empty chunk would be the last one.
+            return Ok(());
+        }
+        let length = data.len() as u64;
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(length).ok_or(FlowError::SenderGone)?;
+        }
+        self.meter.add_up(data.len());
+        let out = self.out.bytes();
+        if self.chunked {
+            out.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+        }
+        out.extend_from_slice(&data);
+        if self.chunked {
+            out.extend_from_slice(b"\r\n");
+        }
+        Ok(())
+    }
+
+    /// Ends the body. Trailers travel with chunks only.
+    fn end(&mut self, trailers: &[u8]) -> Result<(), FlowError> {
+        if self.left.is_some_and(|left| left > 0) {
+            return Err(FlowError::SenderGone);
+        }
+        self.body = None;
+        if self.chunked {
+            let out = self.out.bytes();
+            out.extend_from_slice(b"0\r\n");
+            out.extend_from_slice(trailers);
+        }
+        Ok(())
+    }
+}
