@@ -341,6 +341,7 @@ fn upstream_config(config: &Config, rules: Arc<AddressRules>) -> Result<upstream
         overrides,
         roots: Arc::new(roots(config)?),
         rules,
+        proxy: config.upstream.proxy.clone(),
         dns_timeout: config.limits.dns_timeout,
         connect_timeout: config.limits.connect_timeout,
         handshake_timeout: config.limits.handshake_timeout,

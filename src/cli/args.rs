@@ -13,7 +13,7 @@ use crate::config::{Config, Flags, Problems, PublicUrl, SETTINGS, Setting, Shape
 use crate::host::HostPattern;
 use crate::id::SessionId;
 
-use super::grammar::{command, is_upstream};
+use super::grammar::{UPSTREAM_PROXY_FILE, command, is_upstream_value};
 use super::spec::{self, SecretFlag};
 use super::target::ServerFlags;
 
@@ -115,6 +115,8 @@ pub struct Run {
     pub audit: Option<PathBuf>,
     /// The private proxy's way out.
     pub upstream: Upstream,
+    /// The file with the URL of the proxy on that way, which is not in `upstream` yet.
+    pub upstream_proxy_file: Option<PathBuf>,
     /// The program and its arguments; never empty.
     pub command: Vec<OsString>,
 }
@@ -254,7 +256,7 @@ fn server_flags(matches: &ArgMatches) -> Result<ServerFlags, Exit> {
 fn run(matches: &ArgMatches) -> Result<Run, Exit> {
     let secrets = spec::secrets(&texts(matches, "secret"), &texts(matches, "scope"));
     let allow = spec::allowed(&texts(matches, "allow"));
-    let config = Config::from_flags(&flags(matches, is_upstream));
+    let config = Config::from_flags(&flags(matches, is_upstream_value));
     let server = server_flags(matches);
     let command = matches.get_many::<OsString>("command");
     match (secrets, allow, config, server) {
@@ -264,6 +266,9 @@ fn run(matches: &ArgMatches) -> Result<Run, Exit> {
             server: server.url.is_some().then_some(server),
             audit: optional(matches, "audit"),
             upstream: config.upstream,
+            upstream_proxy_file: texts(matches, UPSTREAM_PROXY_FILE)
+                .first()
+                .map(PathBuf::from),
             command: command
                 .map(|words| words.cloned().collect())
                 .unwrap_or_default(),

@@ -95,7 +95,10 @@ impl From<upstream::Error> for CallError {
                 Some(source),
             ),
             E::TlsTimeout => ("the TLS handshake did not end in time", None),
-            E::Http2(_) | E::Resolver(_) => return Self::Upstream(error),
+            // Calls of our own use none of these.
+            E::Http2(_) | E::Proxy(_) | E::ProxyTimeout | E::Resolver(_) => {
+                return Self::Upstream(error);
+            }
         };
         Self::Unreachable { text, source }
     }
@@ -214,6 +217,7 @@ async fn exchange(
         overrides: Vec::new(),
         roots: Arc::new(roots),
         rules,
+        proxy: None,
         dns_timeout: STEP_TIMEOUT,
         connect_timeout: STEP_TIMEOUT,
         handshake_timeout: STEP_TIMEOUT,

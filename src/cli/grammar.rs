@@ -20,7 +20,11 @@ const UPSTREAM_KEYS: &[&str] = &[
     "upstream.ca_files",
     "upstream.resolve",
     "upstream.allow_cidrs",
+    "upstream.proxy",
+    UPSTREAM_PROXY_FILE,
 ];
+/// The one of them that names a file with a secret, which parsing does not read.
+pub(super) const UPSTREAM_PROXY_FILE: &str = "upstream.proxy_file";
 
 /// What `run` does not do, at the end of its help.
 const RUN_LIMITS: &str = "\
@@ -91,6 +95,9 @@ fn run_command() -> Command {
                 .help("Where the server's generated API key lies"),
         ])
         .args(upstream.map(setting_arg))
+        .mut_arg(UPSTREAM_PROXY_FILE, |arg| {
+            arg.conflicts_with("upstream.proxy")
+        })
         .arg(
             Arg::new("command")
                 .value_name("CMD")
@@ -206,7 +213,12 @@ fn ca_arg() -> Arg {
     path("ca", "FILE").help("The root (PEM) that an https server's certificate leads to")
 }
 
+/// Tells whether `run` takes the setting as a flag too, with its value in the flag itself.
+pub(super) fn is_upstream_value(setting: &Setting) -> bool {
+    is_upstream(setting) && setting.key != UPSTREAM_PROXY_FILE
+}
+
 /// Tells whether `run` takes the setting as a flag too.
-pub(super) fn is_upstream(setting: &Setting) -> bool {
+fn is_upstream(setting: &Setting) -> bool {
     UPSTREAM_KEYS.contains(&setting.key)
 }

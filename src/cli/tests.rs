@@ -182,6 +182,8 @@ fn every_flag_of_the_table_reaches_its_setting() {
             "upstream-ca",
             "resolve",
             "allow-cidr",
+            "upstream-proxy",
+            "upstream-proxy-file",
             "admin-listen",
             "store",
         ]
@@ -223,7 +225,43 @@ fn run_takes_a_command_as_it_is() {
     assert_eq!(run.audit.as_deref(), Some(Path::new("/log")));
     assert_eq!(run.upstream.allow_cidrs.len(), 1);
     assert_eq!(run.upstream.resolve.len(), 1);
-    assert!(run.server.is_none());
+    assert!(run.server.is_none() && run.upstream.proxy.is_none());
+    let Verb::Run(run) =
+        parse("run --upstream-proxy http://canary:canary@p.example:1 -- sh").unwrap()
+    else {
+        panic!("run");
+    };
+    assert_eq!(
+        run.upstream.proxy.as_ref().unwrap().to_string(),
+        "http://[redacted]@p.example:1"
+    );
+    assert!(!format!("{run:?}").contains("canary"));
+    let Verb::Run(run) = parse("run --upstream-proxy-file /p -- sh").unwrap() else {
+        panic!("run");
+    };
+    assert_eq!(run.upstream_proxy_file.as_deref(), Some(Path::new("/p")));
+    for (bad, expected) in [
+        (
+            "--upstream-proxy http://canary@p.example",
+            "upstream.proxy: expects http://[",
+        ),
+        (
+            "--upstream-proxy http://p:1 --upstream-proxy-file /p",
+            "cannot be used with",
+        ),
+        (
+            "--server http://a --upstream-proxy http://p:1",
+            "cannot be used with",
+        ),
+        (
+            "--server http://a --upstream-proxy-file /p",
+            "cannot be used with",
+        ),
+    ] {
+        let exit = parse(&format!("run {bad} -- sh")).unwrap_err();
+        assert!(exit.text.contains(expected), "{bad}: {}", exit.text);
+        assert!(!exit.text.contains("canary"), "{}", exit.text);
+    }
     let Verb::Run(run) = parse("run --server https://v.example --ca /r.pem -- sh").unwrap() else {
         panic!("run");
     };

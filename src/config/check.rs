@@ -11,6 +11,8 @@ use super::settings::{Draft, find};
 use super::source::{Flags, Source};
 use super::value::UnscopedSecrets;
 use super::{Config, Origin, Problem, Problems, loopback};
+use crate::policy::{AddressRules, Refused, vet};
+use crate::upstream::UpstreamProxy;
 
 const LISTEN: &str = "proxy.listen";
 const TLS_LISTEN: &str = "proxy.tls_listen";
@@ -22,6 +24,8 @@ const TLS_CERT: &str = "proxy.tls_cert";
 const TLS_KEY: &str = "proxy.tls_key";
 const UNSCOPED: &str = "danger_unscoped_secrets";
 const PUBLIC_URL: &str = "proxy.public_url";
+const UPSTREAM_PROXY: &str = "upstream.proxy";
+const UPSTREAM_PROXY_FILE: &str = "upstream.proxy_file";
 #[cfg(test)]
 /// The settings whose default depends on `--dev`: [`apply_dev`] fills them.
 pub(super) const DEPENDS_ON_DEV: &[&str] = &[UNSCOPED, TLS_LISTEN];
@@ -39,6 +43,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     find_state_dir(&mut reading, source);
     check_listeners(&mut reading);
     check_tls(&mut reading);
+    read_upstream_proxy(&mut reading, source);
     finish(reading)
 }
 
@@ -79,6 +84,7 @@ fn finish(reading: Reading) -> Result<Config, Problems> {
         state_dir,
         unscoped_secrets,
         api_key_file: _,
+        upstream_proxy_file: _,
     } = draft;
     config.state_dir = state_dir.unwrap_or_default();
     config.danger_unscoped_secrets = matches!(unscoped_secrets, UnscopedSecrets::AnyHost);
@@ -126,6 +132,55 @@ fn read_api_key(reading: &mut Reading, source: &Source) {
         ),
         (_, None) => {}
     }
+}
+
+/// Reads the file that the URL of the upstream proxy may stand in, and refuses one of our own
+/// listeners: every request would come back to where it left.
+fn read_upstream_proxy(reading: &mut Reading, source: &Source) {
+    if !reading.trusts(&[UPSTREAM_PROXY, UPSTREAM_PROXY_FILE]) {
+        return;
+    }
+    let mut key = UPSTREAM_PROXY;
+    if let Some(path) = reading.draft.upstream_proxy_file.take() {
+        key = UPSTREAM_PROXY_FILE;
+        let origin = reading.origin(key);
+        if reading.draft.config.upstream.proxy.is_some() {
+            let other = reading.origin(UPSTREAM_PROXY);
+            let expectation = format!("is given beside {UPSTREAM_PROXY} ({other})");
+            return reading.report(key, expectation, origin);
+        }
+        match source.read_upstream_proxy(&path) {
+            Ok(proxy) => reading.draft.config.upstream.proxy = Some(proxy),
+            Err(expectation) => return reading.report(key, expectation, origin),
+        }
+    }
+    let config = &reading.draft.config;
+    let ours = config.upstream.proxy.as_ref();
+    if ours.is_some_and(|proxy| names_us(config, proxy)) {
+        let origin = reading.origin(key);
+        reading.report(key, "expects another proxy than this one", origin);
+    }
+}
+
+/// Tells whether the proxy is one of our listeners, as far as it can be told without a look-up; the
+/// rest is told when it is dialled.
+fn names_us(config: &Config, proxy: &UpstreamProxy) -> bool {
+    let target = proxy.authority();
+    let public = config.proxy.public_url.as_ref();
+    if public.is_some_and(|url| url.authority == *target) {
+        return true;
+    }
+    let own = [
+        config.proxy.listen,
+        config.proxy.tls_listen,
+        config.admin.listen,
+    ];
+    let rules = AddressRules::new(Vec::new(), true).with_own(own.into_iter().flatten());
+    let ip = match target.host.name() {
+        Some("localhost") => Some(loopback(target.port).ip()),
+        _ => target.host.ip(),
+    };
+    ip.is_some_and(|ip| vet(&[ip], target.port, &rules) == Err(Refused::OwnListener))
 }
 
 fn find_state_dir(reading: &mut Reading, source: &Source) {

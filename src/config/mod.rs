@@ -21,6 +21,7 @@ use crate::host::{Host, HostPort};
 use crate::policy::Cidr;
 use crate::secret::Secret;
 use crate::telemetry::LogFormat;
+use crate::upstream::UpstreamProxy;
 
 pub use check::state_dir;
 pub use settings::{SETTINGS, Setting, Shape};
@@ -114,6 +115,8 @@ pub struct Upstream {
     pub trust: Trust,
     /// Address ranges that are opened although the address table refuses them.
     pub allow_cidrs: Vec<Cidr>,
+    /// The proxy that every connection to an upstream goes through; none to connect directly.
+    pub proxy: Option<UpstreamProxy>,
 }
 
 /// A fixed address for one name: `HOST=IP[:PORT]`.

@@ -21,7 +21,6 @@ const LATER: &[&str] = &[
     "payment",
     "sandbox",
     "store.max_stale",
-    "upstream.proxy",
 ];
 
 /// How many values a setting takes.
@@ -73,6 +72,7 @@ pub struct Setting {
 pub(super) struct Draft {
     pub(super) config: Config,
     pub(super) api_key_file: Option<PathBuf>,
+    pub(super) upstream_proxy_file: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) unscoped_secrets: UnscopedSecrets,
 }
@@ -82,6 +82,7 @@ impl Draft {
     pub(super) fn of(config: &Config) -> Self {
         Self {
             api_key_file: None,
+            upstream_proxy_file: None,
             state_dir: Some(config.state_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             unscoped_secrets: if config.danger_unscoped_secrets {
                 UnscopedSecrets::AnyHost
@@ -267,6 +268,15 @@ pub const SETTINGS: &[Setting] = &[
     setting!("upstream.allow_cidrs", config.upstream.allow_cidrs, Anywhere, Some("allow-cidr"),
         "[]",
         "Private address ranges that workloads may reach. Metadata addresses stay shut."),
+    setting!("upstream.proxy", config.upstream.proxy, Anywhere, Some("upstream-proxy"),
+        "\"http://proxy.example.com:3128\"",
+        "A proxy that every connection to an upstream goes through, by CONNECT to the address that \
+         passed the address table: http://[USER:PASSWORD@]HOST:PORT or https://…; none connects \
+         directly. HTTPS_PROXY and its kin are not read."),
+    setting!("upstream.proxy_file", upstream_proxy_file, Anywhere, Some("upstream-proxy-file"),
+        "\"/run/secrets/oshu-vault-upstream-proxy\"",
+        "A file that holds the URL of upstream.proxy, for one with a password, readable by its \
+         owner alone. Both together are refused."),
 
     setting!("admin.listen", config.admin.listen, Anywhere, Some("admin-listen"),
         "\"127.0.0.1:9090\"",
@@ -352,8 +362,8 @@ mod tests {
             ("audit", true),
             ("audit.on_full", true),
             ("auditor", false),
-            ("upstream.proxy", true),
-            ("upstream.proxies", false),
+            ("store.max_stale", true),
+            ("store.max_stales", false),
             ("store.url", false),
             ("gateway.api_key", true),
         ] {

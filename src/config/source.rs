@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
+use crate::upstream::UpstreamProxy;
 
 use super::value::Item;
 
@@ -68,7 +69,7 @@ impl Files for Disk {
 }
 
 /// What the command line says: the file to read, and values by key.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Flags {
     config: Option<PathBuf>,
     values: Vec<(&'static str, Vec<String>)>,
@@ -97,6 +98,17 @@ impl Flags {
 
     pub(super) fn values(&self) -> &[(&'static str, Vec<String>)] {
         &self.values
+    }
+}
+
+impl fmt::Debug for Flags {
+    /// Shows which flags were given; a value may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self.values.iter().map(|(key, _)| key);
+        f.debug_struct("Flags")
+            .field("config", &self.config)
+            .field("keys", &keys.collect::<Vec<_>>())
+            .finish_non_exhaustive()
     }
 }
 
@@ -135,6 +147,19 @@ impl Source {
     /// # Errors
     /// What would have been right; never what the file holds.
     pub fn read_api_key(&self, path: &Path) -> Result<Secret, String> {
+        self.read_private(path)
+    }
+
+    /// Reads the URL of the upstream proxy from a file of the owner's alone. One line end after it
+    /// is dropped.
+    ///
+    /// # Errors
+    /// What would have been right; never what the file holds.
+    pub fn read_upstream_proxy(&self, path: &Path) -> Result<UpstreamProxy, String> {
+        self.read_private(path)
+    }
+
+    fn read_private<T: Item>(&self, path: &Path) -> Result<T, String> {
         let content = self
             .files
             .read(path, KEY_FILE_LIMIT_BYTES)
@@ -147,8 +172,8 @@ impl Source {
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         std::str::from_utf8(bytes)
             .ok()
-            .and_then(Self::parse_api_key)
-            .ok_or_else(|| format!("names a file that should hold {}", Secret::EXPECTS))
+            .and_then(T::parse)
+            .ok_or_else(|| format!("names a file that should hold {}", T::EXPECTS))
     }
 
     /// Takes a text as an API key; nothing where it cannot be one.

@@ -13,6 +13,7 @@ use crate::host::{Host, HostPort};
 use crate::policy::Cidr;
 use crate::secret::Secret;
 use crate::telemetry::LogFormat;
+use crate::upstream::UpstreamProxy;
 
 use super::settings::Shape;
 use super::{PublicUrl, Resolve, Store, Trust};
@@ -256,6 +257,21 @@ impl Item for PublicUrl {
     const EXPECTS: &'static str =
         "http://HOST[:PORT] or https://HOST[:PORT], without path, user or query";
     const NAME: &'static str = "URL";
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
+
+    fn print(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Item for UpstreamProxy {
+    const EXPECTS: &'static str = "http://[USER[:PASSWORD]@]HOST:PORT or the same with https, \
+         with special characters of user and password percent-encoded";
+    const NAME: &'static str = "URL";
+    const OFF: Option<&'static str> = Some("none");
 
     fn parse(text: &str) -> Option<Self> {
         Self::parse(text)

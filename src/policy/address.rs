@@ -48,6 +48,21 @@ impl AddressRules {
         ));
     }
 
+    /// Returns the rules for an address that the operator wrote down and no workload chose, such as
+    /// that of the upstream proxy: every range is open, our own listeners and what nothing may open
+    /// stay shut.
+    #[must_use]
+    pub fn for_operator(&self) -> Self {
+        Self {
+            allow: vec![
+                Cidr::v4(Ipv4Addr::UNSPECIFIED, 0),
+                Cidr::v6(Ipv6Addr::UNSPECIFIED, 0),
+            ],
+            allow_loopback: true,
+            own: self.own.clone(),
+        }
+    }
+
     /// Lists the ports that this process listens on.
     pub fn own_ports(&self) -> impl Iterator<Item = u16> + '_ {
         self.own.iter().map(SocketAddr::port)
@@ -341,6 +356,31 @@ mod tests {
         assert_eq!(dev.check(ip("127.0.0.1"), OWN), Err(Refused::OwnListener));
         assert_eq!(dev.check(ip("127.0.0.2"), OWN), Ok(()));
         assert_eq!(dev.own_ports().collect::<Vec<_>>(), [OWN]);
+    }
+
+    #[test]
+    fn what_the_operator_wrote_may_be_private_and_never_ours() {
+        let rules = own("127.0.0.1", &[]).for_operator();
+        for open in [
+            "127.0.0.1",
+            "::1",
+            "10.0.0.1",
+            "fd00::1",
+            "100.64.0.1",
+            "1.1.1.1",
+        ] {
+            assert_eq!(rules.check(ip(open), 3128), Ok(()), "{open}");
+        }
+        for shut in [
+            "169.254.169.254",
+            "fd00:ec2::254",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+        ] {
+            assert!(rules.check(ip(shut), 3128).is_err(), "{shut}");
+        }
+        assert_eq!(rules.check(ip("127.0.0.1"), OWN), Err(Refused::OwnListener));
     }
 
     #[test]

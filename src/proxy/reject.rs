@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::audit::Decision;
 use crate::policy::{Denial, Refused};
-use crate::upstream;
+use crate::upstream::{self, ProxyError};
 use crate::wire::{Connection, Error as WireError, FlowError};
 
 /// Why the proxy answers by itself.
@@ -267,6 +267,13 @@ impl From<&upstream::Error> for Refusal {
                 "dns_timeout",
                 "the host's name did not resolve in time",
             ),
+            E::Proxy(error) => return Self::from(error),
+            E::ProxyTimeout => (
+                504,
+                "upstream_proxy_timeout",
+                "connection_timeout",
+                "the proxy between this one and the host opened no connection in time",
+            ),
             E::Refused(_) => {
                 return Self {
                     status: 403,
@@ -309,6 +316,40 @@ impl From<&upstream::Error> for Refusal {
             ),
         };
         Self::upstream(status, code, proxy_error, message)
+    }
+}
+
+impl From<&ProxyError> for Refusal {
+    /// Restates what an upstream proxy did as our own failure: a 407 of its is about the operator's
+    /// credentials and must not make a workload doubt its own.
+    fn from(error: &ProxyError) -> Self {
+        let message = "the proxy between this one and the host opened no connection to it";
+        let (code, proxy_error, ask) = match error {
+            ProxyError::Refused(_) => (
+                "upstream_proxy_refused",
+                "connection_refused",
+                "let the proxy that upstream.proxy names reach the host's addresses",
+            ),
+            ProxyError::Credentials => (
+                "upstream_proxy_refused",
+                "proxy_configuration_error",
+                "check the credentials in upstream.proxy",
+            ),
+            ProxyError::Address(_)
+            | ProxyError::Closed
+            | ProxyError::Connect(_)
+            | ProxyError::Dns
+            | ProxyError::Malformed(_)
+            | ProxyError::Tls(_) => (
+                "upstream_proxy_failed",
+                "destination_unavailable",
+                "check the proxy that upstream.proxy names",
+            ),
+        };
+        Self {
+            ask: Some(ask.to_owned()),
+            ..Self::upstream(502, code, proxy_error, message)
+        }
     }
 }
 

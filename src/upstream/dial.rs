@@ -86,7 +86,7 @@ impl Dialler {
     /// Speaks TLS over a connection and verifies who answers. Tells whether HTTP/2 was agreed on.
     pub(super) async fn secure(
         &self,
-        tcp: TcpStream,
+        io: Io,
         host: &Host,
         offer: Offer,
     ) -> Result<(Io, bool), Error> {
@@ -101,8 +101,8 @@ impl Dialler {
             Host::V4(address) => ServerName::IpAddress((*address).into()),
             Host::V6(address) => ServerName::IpAddress((*address).into()),
         };
-        let tcp = Replay::new(Box::new(tcp));
-        match timeout(self.handshake_timeout, tls.connect(name, tcp)).await {
+        let io = Replay::new(io);
+        match timeout(self.handshake_timeout, tls.connect(name, io)).await {
             Err(_elapsed) => Err(Error::TlsTimeout),
             Ok(Ok(stream)) => {
                 let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);

@@ -4,10 +4,14 @@
 //! over TLS only after the certificate was verified against the name. Connections belong to one
 //! [`Pool`], one per session, so that no two sessions share one. Called by the relay and by the
 //! service's own calls.
+//!
+//! With an upstream proxy every connection goes through a tunnel of its, to the vetted address.
 
+mod chain;
 mod dial;
 mod h2;
 mod pool;
+mod proxy;
 mod resolve;
 
 use std::io;
@@ -22,9 +26,12 @@ use crate::host::Host;
 use crate::policy::{AddressRules, Grant, Refused, Scheme};
 use crate::wire::Io;
 
+pub use chain::ProxyError;
 pub use h2::{BodyError, RequestBody, SendError, StreamLease, Taken};
 pub use pool::{Lease, Pool};
+pub use proxy::UpstreamProxy;
 
+use chain::Chain;
 use dial::{Dialler, Offer};
 use resolve::Resolver;
 
@@ -48,6 +55,8 @@ pub struct Config {
     pub roots: Arc<RootCertStore>,
     /// Which addresses may be dialled.
     pub rules: Arc<AddressRules>,
+    /// The proxy that every connection goes through; none to connect directly.
+    pub proxy: Option<UpstreamProxy>,
     /// How long a name may take to resolve.
     pub dns_timeout: Duration,
     /// How long all attempts to connect may take together.
@@ -74,6 +83,12 @@ pub enum Error {
     /// HTTP/2 was agreed on and not spoken.
     #[error("the upstream does not speak the protocol it agreed to")]
     Http2(#[source] BodyError),
+    /// The upstream proxy opened no tunnel.
+    #[error("the upstream proxy opened no tunnel")]
+    Proxy(#[source] ProxyError),
+    /// The upstream proxy opened no tunnel in time.
+    #[error("the upstream proxy opened no tunnel in time")]
+    ProxyTimeout,
     /// The address table refuses the addresses.
     #[error("the address is not allowed")]
     Refused(#[source] Refused),
@@ -106,6 +121,7 @@ pub struct Upstream {
     resolver: Resolver,
     dialler: Dialler,
     rules: Arc<AddressRules>,
+    chain: Option<Chain>,
 }
 
 impl Upstream {
@@ -114,7 +130,11 @@ impl Upstream {
     /// # Errors
     /// [`Error::Resolver`].
     pub fn new(config: Config) -> Result<Self, Error> {
+        let chain = config
+            .proxy
+            .map(|proxy| Chain::new(proxy, &config.rules, config.connect_timeout));
         Ok(Self {
+            chain,
             resolver: Resolver::new(config.overrides, config.dns_timeout)?,
             dialler: Dialler::new(
                 &config.roots,
@@ -141,12 +161,12 @@ impl Upstream {
     /// # Errors
     /// See [`Error`].
     pub async fn lease_fresh(&self, pool: &Pool, grant: &Grant) -> Result<Lease, Error> {
-        let (tcp, address) = self.connect(grant).await?;
+        let (io, address) = self.connect(grant).await?;
         let io = match grant.scheme() {
-            Scheme::Http => Box::new(tcp) as Io,
+            Scheme::Http => io,
             Scheme::Https => {
                 let host = &grant.target().host;
-                self.dialler.secure(tcp, host, Offer::Http1).await?.0
+                self.dialler.secure(io, host, Offer::Http1).await?.0
             }
         };
         Ok(pool.hold(grant, io, address))
@@ -198,36 +218,40 @@ impl Upstream {
         if grant.scheme() == Scheme::Http {
             return Ok(Route::Http1(Box::new(self.lease_fresh(pool, grant).await?)));
         }
-        let (tcp, address) = self.connect(grant).await?;
+        let (io, address) = self.connect(grant).await?;
         let host = &grant.target().host;
-        let (io, is_h2) = self.dialler.secure(tcp, host, Offer::Any).await?;
+        let (io, is_h2) = self.dialler.secure(io, host, Offer::Any).await?;
         if is_h2 {
             return Ok(Route::Http2(pool.share(grant, io, address).await?));
         }
         Ok(Route::Http1(Box::new(pool.hold(grant, io, address))))
     }
 
-    /// Connects to a vetted address of a grant's target.
-    async fn connect(&self, grant: &Grant) -> Result<(TcpStream, Dialled), Error> {
+    /// Gets a byte stream to a vetted address of a grant's target: directly, or through the
+    /// upstream proxy.
+    async fn connect(&self, grant: &Grant) -> Result<(Io, Dialled), Error> {
         let found = self.resolver.look_up(grant.target()).await?;
         let vetted = crate::policy::vet(&found.addresses, found.port, &self.rules)
             .map_err(Error::Refused)?;
-        let (tcp, address) = self.dialler.connect(&vetted).await?;
-        self.refuse_ourselves(&tcp)?;
-        Ok((tcp, address))
-    }
-
-    /// Refuses a connection that ended at a listener of ours on an address of this machine that no
-    /// table could know. No byte was sent on it.
-    fn refuse_ourselves(&self, tcp: &TcpStream) -> Result<(), Error> {
-        let (Ok(here), Ok(there)) = (tcp.local_addr(), tcp.peer_addr()) else {
-            return Err(Error::Connect(io::ErrorKind::NotConnected.into()));
-        };
-        if self.rules.is_own_connection(here.ip(), there) {
-            return Err(Error::Refused(Refused::OwnListener));
+        if let Some(chain) = &self.chain {
+            return chain.open(&self.resolver, &self.dialler, &vetted).await;
         }
-        Ok(())
+        let (tcp, address) = self.dialler.connect(&vetted).await?;
+        refuse_ourselves(&self.rules, &tcp)?;
+        Ok((Box::new(tcp), address))
     }
+}
+
+/// Refuses a connection that ended at a listener of ours on an address of this machine that no
+/// table could know. No byte was sent on it.
+fn refuse_ourselves(rules: &AddressRules, tcp: &TcpStream) -> Result<(), Error> {
+    let (Ok(here), Ok(there)) = (tcp.local_addr(), tcp.peer_addr()) else {
+        return Err(Error::Connect(io::ErrorKind::NotConnected.into()));
+    };
+    if rules.is_own_connection(here.ip(), there) {
+        return Err(Error::Refused(Refused::OwnListener));
+    }
+    Ok(())
 }
 
 /// What a look-up found: the addresses, and the port to use with them.

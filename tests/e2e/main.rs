@@ -40,3 +40,4 @@ mod smoke;
 mod swap_basic;
 mod swap_headers;
 mod swap_target;
+mod upstream_proxy;

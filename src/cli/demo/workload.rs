@@ -79,6 +79,7 @@ impl Workload {
             overrides: Vec::new(),
             roots: Arc::new(RootCertStore::empty()),
             rules,
+            proxy: None,
             dns_timeout: WAIT,
             connect_timeout: WAIT,
             handshake_timeout: WAIT,

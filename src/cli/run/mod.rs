@@ -46,7 +46,7 @@ const BUNDLE_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the command to its end and returns its exit code.
-pub(super) async fn run(run: Run) -> Result<u8, Exit> {
+pub(super) async fn run(mut run: Run) -> Result<u8, Exit> {
     protect_process();
     let source = Source::process(Flags::default());
     start_log(&source)?;
@@ -54,6 +54,12 @@ pub(super) async fn run(run: Run) -> Result<u8, Exit> {
         Some(flags) => Some(flags.target(&source)?),
         None => None,
     };
+    if let Some(path) = &run.upstream_proxy_file {
+        let proxy = source.read_upstream_proxy(path).map_err(|expectation| {
+            Exit::usage(format!("error: --upstream-proxy-file {expectation}"))
+        })?;
+        run.upstream.proxy = Some(proxy);
+    }
     let secrets = secrets::read(&run.secrets).await?;
     let api_key = target.as_ref().map(|target| &target.api_key);
     refuse_arguments(&run.command, &secrets, api_key)?;

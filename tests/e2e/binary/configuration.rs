@@ -75,6 +75,29 @@ async fn every_problem_of_every_source_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn the_credentials_of_the_upstream_proxy_are_not_printed() {
+    let home = Home::new();
+    let url = format!("http://{CANARY}:{CANARY}@proxy.example:3128");
+    let variables = [KEY, ("OSHU_VAULT__UPSTREAM__PROXY", &url)];
+    let shown = home.run_with(&["check-config"], &variables, "").await;
+    let shown = shown.expect(0).stdout;
+    let line = "\nproxy = \"http://[redacted]@proxy.example:3128\"\n";
+    assert!(shown.contains(line), "{shown}");
+    let bad = format!("http://{CANARY}:{CANARY}@proxy.example");
+    for verb in ["serve", "check-config", "run"] {
+        let words = [verb, "--upstream-proxy", &bad, "--", "true"];
+        let words = if verb == "run" {
+            &words[..]
+        } else {
+            &words[..3]
+        };
+        home.run_with(words, &[KEY], "")
+            .await
+            .complains(64, &["upstream.proxy: expects http://", "--upstream-proxy"]);
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_used_is_named() {
     let home = Home::new();
     let broken = home.write("broken.toml", "proxy = { canary-0123456789abcdef\n");

@@ -345,6 +345,47 @@ async fn loopback_stays_shut_unless_it_is_opened() {
 }
 
 #[tokio::test]
+async fn a_proxy_of_the_operator_s_is_used_and_not_shown() {
+    if program("curl").is_none() {
+        return;
+    }
+    let (place, origin) = (Place::new(), Origin::echo_ok().await);
+    let proxy = Origin::builder().plain().connect_proxy().await;
+    let file = place.path("proxy-url");
+    let url = format!("http://user:canary-password@{}\n", proxy.addr());
+    std::fs::write(&file, url).expect("a file");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("a mode");
+    let script = format!("env; curl -sS https://{HOST}/ -H \"X-Api-Key: ${SECRET}\"");
+    let mut command = place.towards(&origin);
+    command.arg("--upstream-proxy-file").arg(&file);
+    let said = finish("run", command.args(["--", "sh", "-c", &script])).await;
+    assert!(
+        said.stdout.ends_with("ok"),
+        "{} {}",
+        said.stdout,
+        said.stderr
+    );
+    assert!(!said.stdout.contains("canary-password"), "{}", said.stdout);
+    let head = format!(
+        "CONNECT {0} HTTP/1.1\r\nHost: {0}\r\nProxy-Auth",
+        origin.addr()
+    );
+    assert!(proxy.bytes().starts_with(head.as_bytes()));
+    assert_eq!((proxy.connections(), origin.connections()), (1, 1));
+
+    std::fs::write(&file, "http://user:canary-password@").expect("a file");
+    let mut command = place.towards(&origin);
+    command.arg("--upstream-proxy-file").arg(&file);
+    let said = finish("run", command.args(["--", "true"])).await;
+    assert_eq!(said.code, Some(64));
+    assert!(
+        said.stderr
+            .contains("--upstream-proxy-file names a file that should hold")
+    );
+    assert!(!said.stderr.contains("canary"), "{}", said.stderr);
+}
+
+#[tokio::test]
 async fn the_proxy_is_gone_when_the_command_is() {
     let place = Place::new();
     let said = finish(

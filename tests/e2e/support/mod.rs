@@ -5,6 +5,7 @@
 
 mod anthropic;
 mod ca;
+mod chain;
 pub(crate) mod clients;
 mod origin;
 mod scene;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub(crate) use anthropic::{ANSWER, Anthropic};
 pub(crate) use ca::TestCa;
+pub(crate) use chain::{forward, target};
 pub(crate) use origin::{Origin, OriginConn, Request};
 pub(crate) use scene::{EVIL, GOOD, REAL, SIDE, Scene};
 pub(crate) use stream::{Answer, Conn};

@@ -179,6 +179,20 @@ impl OriginConn {
         Some(())
     }
 
+    /// Reads what there is; nothing at the end of the connection.
+    pub(crate) async fn read_some(&self) -> Option<Vec<u8>> {
+        loop {
+            let taken =
+                std::mem::take(&mut *self.input.lock().unwrap_or_else(PoisonError::into_inner));
+            if !taken.is_empty() {
+                return Some(taken);
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
     /// Reads so many bytes; nothing if the connection ends before.
     pub(crate) async fn read_exactly(&self, count: usize) -> Option<Vec<u8>> {
         loop {

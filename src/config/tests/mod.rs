@@ -1,11 +1,13 @@
 //! Tests of the whole configuration: sources, order, rules, and what problems say.
 
+mod upstream;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::show::tests::documented;
-use super::*;
+use crate::config::show::tests::documented;
+use crate::config::*;
 
 const KEY: (&str, &str) = ("SECRETS_PROXY_API_KEY", "canary-0123456789");
 const HOME: (&str, &str) = ("HOME", "/home/somebody");
@@ -41,6 +43,8 @@ impl Given<'_> {
         files
             .0
             .insert("/open".into(), ("canary-from-a-file\n".to_owned(), 0o644));
+        let url = "http://canary:canary@p.example:3128\n".to_owned();
+        files.0.insert("/proxy".into(), (url, 0o600));
         let mut flags = Flags::new(self.file.map(|_| "/c.toml".into()));
         if let Some(text) = self.file {
             files.0.insert("/c.toml".into(), (text.to_owned(), 0o644));
@@ -323,10 +327,6 @@ fn what_is_not_known_is_refused_by_its_full_path() {
             "dev: can only be given on the command line, as --dev (from /c.toml:1)",
         ),
         (
-            "upstream.proxy = 'http://canary'",
-            "upstream.proxy: not available in this version (from /c.toml:1)",
-        ),
-        (
             "[api]\nlisten = 'x'",
             "api: not available in this version (from /c.toml:1)",
         ),
@@ -493,7 +493,7 @@ fn the_default_file_is_the_table_and_changes_nothing() {
         dev(Some(DEFAULT_TOML)).load().unwrap().redacted(),
         dev(None).load().unwrap().redacted()
     );
-    let operations = include_str!("../../docs/operations.md");
+    let operations = include_str!("../../../docs/operations.md");
     assert!(
         operations.contains(&format!("```toml\n{DEFAULT_TOML}```\n")),
         "docs/operations.md must embed src/config/default.toml"
@@ -510,19 +510,22 @@ fn examples_are_right() {
         })
         .collect();
     let problems = with_file(&without_comments).err().unwrap_or_default();
-    // The key file of the example is the one thing that is not there.
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(
-        problems[0].starts_with("api_key_file: is given beside"),
-        "{problems:?}"
-    );
+    // The files of the examples are what is not there.
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    for (problem, expected) in problems.iter().zip([
+        "api_key_file: is given beside",
+        "upstream.proxy_file: names a file that cannot be read",
+    ]) {
+        assert!(problem.starts_with(expected), "{problems:?}");
+    }
 }
 
 #[test]
 fn the_effective_configuration_can_be_given_back() {
     let file = "log = 'text'\n[proxy]\nlisten = '0.0.0.0:0'\npublic_url = 'https://v.example:8443'\n\
                 [upstream]\nca_files = ['/a \"b\".pem']\nresolve = ['a.example=[::1]:8443']\n\
-                allow_cidrs = ['10.0.0.0/8', 'fd00::/8']\ntrust = 'system'\n";
+                allow_cidrs = ['10.0.0.0/8', 'fd00::/8']\ntrust = 'system'\n\
+                proxy = 'https://proxy.example:3128'\n";
     let config = with_file(file).unwrap();
     let printed = config.redacted();
     assert!(printed.contains("# api_key: set (redacted)"), "{printed}");
@@ -530,7 +533,13 @@ fn the_effective_configuration_can_be_given_back() {
     assert!(!format!("{config:?}").contains("canary"));
     assert_eq!(with_file(&printed).unwrap().redacted(), printed);
     for setting in SETTINGS.iter().filter(|setting| setting.in_file()) {
-        let unset = ["api_key_file", "proxy.tls_cert", "proxy.tls_key"].contains(&setting.key);
+        let unset = [
+            "api_key_file",
+            "proxy.tls_cert",
+            "proxy.tls_key",
+            "upstream.proxy_file",
+        ]
+        .contains(&setting.key);
         let name = setting.key.rsplit('.').next().unwrap();
         assert_eq!(printed.contains(&format!("\n{name} = ")), !unset, "{name}");
     }
