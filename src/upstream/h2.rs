@@ -169,7 +169,7 @@ impl Drop for Taken {
 pub enum SendError {
     /// No byte of the request was sent; here it is again.
     Unsent(Box<Request<RequestBody>>),
-    /// The upstream reset the exchange, for this reason.
+    /// The upstream reset the exchange, for this reason, or left it out of its last ones.
     Reset(h2::Reason),
     /// The connection failed, or ended, before an answer.
     Lost(hyper::Error),
@@ -218,8 +218,13 @@ fn lost(error: hyper::Error) -> SendError {
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         if let Some(cause) = cause.downcast_ref::<h2::Error>() {
+            let remote = cause.is_remote();
             return match cause.reason() {
-                Some(reason) if cause.is_reset() && cause.is_remote() => SendError::Reset(reason),
+                Some(reason) if remote && cause.is_reset() => SendError::Reset(reason),
+                // A GOAWAY ends only the streams that it left out: they were not processed.
+                Some(_) if remote && cause.is_go_away() => {
+                    SendError::Reset(h2::Reason::REFUSED_STREAM)
+                }
                 _ => SendError::Lost(error),
             };
         }

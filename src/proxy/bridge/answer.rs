@@ -69,7 +69,7 @@ impl AnswerBody {
                 };
                 match frame.into_trailers() {
                     Err(data) => Poll::Ready(Some(Ok(data))),
-                    Ok(trailers) => Poll::Ready(Some(cleaned(&trailers))),
+                    Ok(trailers) => Poll::Ready(Some(cleaned(&trailers).map_err(Into::into))),
                 }
             }
         }

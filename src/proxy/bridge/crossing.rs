@@ -247,7 +247,8 @@ impl Crossing {
             match up.poll_fill(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) if self.download.close().is_ok() => {}
+                // An end without TLS's own is a cut, even where the end is all that frames.
+                Poll::Ready(Ok(_)) if self.download.close().is_ok() => {}
                 Poll::Ready(_) => {
                     return Poll::Ready(Some(Err((Decision::Failed, "upstream_cut"))));
                 }

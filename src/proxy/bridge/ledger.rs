@@ -4,7 +4,7 @@
 //! it was settled, it says why: the workload reset the stream, nobody took the bytes, or the session
 //! was cut. Called by the bridge.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -23,6 +23,8 @@ pub(super) struct Ledger {
     pace: Arc<Pace>,
     /// Ends what is left of the request when the answer has ended.
     over: DropGuard,
+    /// What was wrong with the body of the request.
+    fault: Arc<OnceLock<crate::wire::Error>>,
     in_flight: Option<ExchangeGuard>,
     _active: Active,
 }
@@ -39,6 +41,7 @@ impl Ledger {
             meter,
             pace: Pace::current(),
             over: CancellationToken::new().drop_guard(),
+            fault: Arc::default(),
             in_flight: None,
             _active: active,
         }
@@ -65,6 +68,16 @@ impl Ledger {
     /// Returns what is cancelled when the exchange has ended.
     pub(super) fn over(&self) -> CancellationToken {
         self.over.token().clone()
+    }
+
+    /// Returns what was wrong with the body of the request, once that is known.
+    pub(super) fn fault(&self) -> Option<crate::wire::Error> {
+        self.fault.get().copied()
+    }
+
+    /// Returns where the body of the request says what is wrong with it.
+    pub(super) fn faults(&self) -> Arc<OnceLock<crate::wire::Error>> {
+        Arc::clone(&self.fault)
     }
 
     /// Notes our own answer.

@@ -236,7 +236,9 @@ fn check_scheme(lane: &Lane<'_>, parts: &Parts) -> Result<(), Refusal> {
         Scheme::Http => "http",
         Scheme::Https => "https",
     };
-    if parts.uri.scheme_str() == Some(expected) {
+    // The library checks the scheme and drops it where there is no `:authority`.
+    let unknown = parts.uri.authority().is_none();
+    if unknown || parts.uri.scheme_str() == Some(expected) {
         return Ok(());
     }
     let message = ":scheme is not the tunnel's";
@@ -252,7 +254,8 @@ fn no_route(error: &crate::upstream::Error) -> Refusal {
 }
 
 /// Sends a request over a shared connection. It is sent again only if no byte of it was sent, or it
-/// is bodyless and idempotent and there is no answer yet.
+/// is bodyless and either the upstream says that it was not processed, or it is idempotent and there
+/// is no answer yet.
 async fn over_http2(
     lane: &Lane<'_>,
     view: &crate::session::HostView,
@@ -274,9 +277,17 @@ async fn over_http2(
                 return Ok((head, Source::Http2(body, taken)));
             }
             Err(SendError::Unsent(again)) if tries < 3 => request = *again,
-            Err(SendError::Reset(h2::Reason::REFUSED_STREAM) | SendError::Lost(_))
-                if tries < 2 && outgoing.repeatable =>
-            {
+            Err(_) if ledger.fault().is_some() => {
+                return Err(ledger
+                    .fault()
+                    .map_or_else(reject::no_answer, Refusal::from)
+                    .into());
+            }
+            // It says of itself that it was not processed (RFC 9113 §8.7).
+            Err(SendError::Reset(h2::Reason::REFUSED_STREAM)) if tries < 2 && outgoing.bodyless => {
+                request = to_http2(lane, &mut outgoing, ledger)?;
+            }
+            Err(SendError::Lost(_)) if tries < 2 && outgoing.repeatable => {
                 request = to_http2(lane, &mut outgoing, ledger)?;
             }
             Err(SendError::Reset(reason)) => return Err(Failure::Reset(reason)),

@@ -4,7 +4,7 @@
 //! on. Trailers are checked and cleaned. Called by the bridge and by the crossing.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -31,6 +31,7 @@ pub(super) struct UploadBody {
     meter: Arc<Meter>,
     pace: Arc<Pace>,
     over: Pin<Box<WaitForCancellationFutureOwned>>,
+    fault: Arc<OnceLock<crate::wire::Error>>,
 }
 
 impl UploadBody {
@@ -40,6 +41,7 @@ impl UploadBody {
             meter: ledger.meter(),
             pace: ledger.pace(),
             over: Box::pin(ledger.over().cancelled_owned()),
+            fault: ledger.faults(),
         }
     }
 }
@@ -67,7 +69,10 @@ impl Body for UploadBody {
         }
         match frame.into_trailers() {
             Err(frame) => Poll::Ready(Some(Ok(frame))),
-            Ok(trailers) => Poll::Ready(Some(cleaned(&trailers))),
+            Ok(trailers) => Poll::Ready(Some(cleaned(&trailers).map_err(|rule| {
+                let _known = this.fault.set(rule);
+                rule.into()
+            }))),
         }
     }
 
@@ -77,7 +82,7 @@ impl Body for UploadBody {
 }
 
 /// Cleans trailers on their way from one HTTP/2 connection to another.
-pub(super) fn cleaned(trailers: &http::HeaderMap) -> Result<Frame<Bytes>, BodyError> {
+pub(super) fn cleaned(trailers: &http::HeaderMap) -> Result<Frame<Bytes>, crate::wire::Error> {
     let fields = trailers_from_map(trailers)?;
     Ok(Frame::trailers(trailers_to_map(&fields)?))
 }
