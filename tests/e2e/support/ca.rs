@@ -1,6 +1,7 @@
 //! A CA for origins: it mints a leaf at each handshake, for the name that is asked for.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use rcgen::{
@@ -52,6 +53,17 @@ impl TestCa {
     /// Returns the certificate as PEM.
     pub(crate) fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// Writes a leaf for a name and its key into a folder, for servers that are programs.
+    pub(crate) fn files(&self, folder: &Path, name: &str) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into().expect("a name"))];
+        let leaf = params.signed_by(&self.leaf_key, &self.issuer);
+        let (chain, key) = (folder.join("origin.pem"), folder.join("origin.key"));
+        std::fs::write(&chain, leaf.expect("a leaf").pem()).expect("a file");
+        std::fs::write(&key, self.leaf_key.serialize_pem()).expect("a file");
+        (chain, key)
     }
 
     /// Accepts TLS for any name, for servers that a test writes itself.

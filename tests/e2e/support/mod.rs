@@ -7,6 +7,9 @@ mod anthropic;
 mod ca;
 mod chain;
 pub(crate) mod clients;
+mod h2_client;
+mod h2_origin;
+mod h2_scene;
 mod origin;
 mod scene;
 mod stream;
@@ -20,6 +23,9 @@ use std::time::Duration;
 pub(crate) use anthropic::{ANSWER, Anthropic};
 pub(crate) use ca::TestCa;
 pub(crate) use chain::{forward, target};
+pub(crate) use h2_client::H2Client;
+pub(crate) use h2_origin::{H2Exchange, H2Origin};
+pub(crate) use h2_scene::{H2Scene, TWO};
 pub(crate) use origin::{Origin, OriginConn, Request};
 pub(crate) use scene::{EVIL, GOOD, REAL, SIDE, Scene};
 pub(crate) use stream::{Answer, Conn};
@@ -73,6 +79,12 @@ pub(crate) fn contains(haystack: &[u8], needle: impl AsRef<[u8]>) -> bool {
     haystack
         .windows(needle.len().max(1))
         .any(|window| window == needle)
+}
+
+/// Returns the SHA-256 of bytes in hexadecimal digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    data_encoding::HEXLOWER.encode(sum.as_ref())
 }
 
 /// Shows bytes in a failure message.

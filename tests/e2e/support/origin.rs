@@ -261,6 +261,7 @@ pub(crate) struct OriginBuilder {
     ca: Arc<TestCa>,
     change: fn(&mut CertificateParams),
     tls: bool,
+    alpn: &'static [&'static str],
 }
 
 impl OriginBuilder {
@@ -273,6 +274,12 @@ impl OriginBuilder {
     /// Changes the certificate that would be right.
     pub(crate) fn certificate(mut self, change: fn(&mut CertificateParams)) -> Self {
         self.change = change;
+        self
+    }
+
+    /// Takes protocols by ALPN, in this order. Its scripts have to speak what was agreed.
+    pub(crate) fn alpn(mut self, protocols: &'static [&'static str]) -> Self {
+        self.alpn = protocols;
         self
     }
 
@@ -339,11 +346,16 @@ impl OriginBuilder {
             change: self.change,
         };
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let tls = ServerConfig::builder_with_provider(provider)
+        let mut tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver));
+        tls.alpn_protocols = self
+            .alpn
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
         let acceptor = self.tls.then(|| TlsAcceptor::from(Arc::new(tls)));
         let shared = recorder.clone();
         let task = tokio::spawn(async move {
@@ -409,6 +421,7 @@ impl Origin {
             ca: TestCa::shared(),
             change: |_| (),
             tls: true,
+            alpn: &[],
         }
     }
 
