@@ -9,11 +9,14 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::config::{Config, Flags, Problems, PublicUrl, SETTINGS, Setting, Shape, Upstream};
+use crate::config::{
+    Config, Flags, Problems, PublicUrl, SETTINGS, Scheme, Setting, Shape, Upstream,
+};
 use crate::host::HostPattern;
 use crate::id::SessionId;
 
 use super::grammar::{UPSTREAM_PROXY_FILE, command, is_upstream_value};
+use super::proxy_from::ProxyFrom;
 use super::spec::{self, SecretFlag};
 use super::target::ServerFlags;
 
@@ -39,6 +42,10 @@ pub enum Verb {
     CheckConfig(Flags),
     /// `demo`: the whole story in one process.
     Demo,
+    /// `doctor`: looks at this machine's clients.
+    Doctor(Doctor),
+    /// `env`: prints the environment of a session.
+    Env(Env),
     /// `healthcheck`: asks a running server; needs no API key.
     Healthcheck(ServerFlags),
     /// `run … -- CMD…`.
@@ -121,6 +128,67 @@ pub struct Run {
     pub command: Vec<OsString>,
 }
 
+/// The environment of a session, to be printed.
+#[derive(Debug, Clone)]
+pub struct Env {
+    /// In which form.
+    pub format: EnvFormat,
+    /// Which session.
+    pub way: EnvWay,
+    /// The variables that are wanted; all of them where none is named.
+    pub only: Vec<String>,
+    /// The folder for the files; one in the state directory where none is named.
+    pub ca_dir: Option<PathBuf>,
+    /// The server that makes the session, and the root of its own certificate.
+    pub server: ServerFlags,
+}
+
+/// How variables are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EnvFormat {
+    /// What `docker run --env-file` reads.
+    Docker,
+    /// What `node --env-file` reads.
+    Dotenv,
+    /// One JSON object.
+    Json,
+    /// What `eval` of a POSIX shell reads.
+    Shell,
+}
+
+/// Whose environment is printed.
+#[derive(Debug, Clone)]
+pub enum EnvWay {
+    /// That of a session that is there, by its proxy.
+    Proxy(ProxyFrom),
+    /// That of a new session of a running server.
+    Session {
+        /// The secrets, with their scopes.
+        secrets: Vec<SecretFlag>,
+        /// The hosts the session may reach; any public host where none is named.
+        allow: Vec<HostPattern>,
+    },
+}
+
+/// A look at this machine's clients.
+#[derive(Debug, Clone)]
+pub struct Doctor {
+    /// The proxy they are to use.
+    pub proxy: ProxyFrom,
+    /// Whether the findings are wanted as JSON.
+    pub json: bool,
+    /// The clients to look at; all where none is named.
+    pub only: Vec<String>,
+    /// The URL that clients ask for, in place of the one that the proxy answers itself.
+    pub url: Option<PublicUrl>,
+    /// The root that a TLS listener's own certificate leads to.
+    pub ca: Option<PathBuf>,
+    /// The folder for files that are missing.
+    pub ca_dir: Option<PathBuf>,
+    /// The state directory, where it was named.
+    pub state_dir: Option<PathBuf>,
+}
+
 /// Why the program ends before it has done anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
@@ -185,6 +253,8 @@ impl Cli {
             Some(("ca", of)) => Verb::Ca(ca(of)?),
             Some(("check-config", of)) => Verb::CheckConfig(flags(of, |_| true)),
             Some(("demo", _)) => Verb::Demo,
+            Some(("doctor", of)) => Verb::Doctor(doctor(of)?),
+            Some(("env", of)) => Verb::Env(env(of)?),
             Some(("healthcheck", of)) => Verb::Healthcheck(server_flags(of)?),
             Some(("run", of)) => Verb::Run(Box::new(run(of)?)),
             Some(("serve", of)) => Verb::Serve(flags(of, |_| true)),
@@ -281,6 +351,61 @@ fn run(matches: &ArgMatches) -> Result<Run, Exit> {
             Err(Exit::usage(lines.join("\n")))
         }
     }
+}
+
+fn env(matches: &ArgMatches) -> Result<Env, Exit> {
+    let format = match texts(matches, "format").first().map(String::as_str) {
+        Some("docker") => EnvFormat::Docker,
+        Some("dotenv") => EnvFormat::Dotenv,
+        Some("json") => EnvFormat::Json,
+        _ => EnvFormat::Shell,
+    };
+    let of_a_session = ["secret", "scope", "allow", "server", "api-key-file"];
+    let way = if of_a_session.iter().any(|id| matches.contains_id(id)) {
+        let secrets = spec::secrets(&texts(matches, "secret"), &texts(matches, "scope"));
+        let allow = spec::allowed(&texts(matches, "allow"));
+        match (secrets, allow) {
+            (Ok(secrets), Ok(allow)) => EnvWay::Session { secrets, allow },
+            (secrets, allow) => {
+                let wrong = [secrets.err(), allow.err()];
+                let lines: Vec<String> = wrong.into_iter().flatten().collect();
+                return Err(Exit::usage(lines.join("\n")));
+            }
+        }
+    } else {
+        EnvWay::Proxy(proxy_from(matches)?)
+    };
+    Ok(Env {
+        format,
+        way,
+        only: texts(matches, "only"),
+        ca_dir: optional(matches, "ca-dir"),
+        server: server_flags(matches)?,
+    })
+}
+
+fn doctor(matches: &ArgMatches) -> Result<Doctor, Exit> {
+    let url = match texts(matches, "url").first() {
+        None => None,
+        Some(text) => {
+            let url = PublicUrl::parse(text).filter(|url| url.scheme == Scheme::Https);
+            let wrong = || Exit::usage("error: --url expects https://HOST[:PORT]".to_owned());
+            Some(url.ok_or_else(wrong)?)
+        }
+    };
+    Ok(Doctor {
+        proxy: proxy_from(matches)?,
+        json: texts(matches, "format").iter().any(|text| text == "json"),
+        only: texts(matches, "only"),
+        url,
+        ca: optional(matches, "ca"),
+        ca_dir: optional(matches, "ca-dir"),
+        state_dir: optional(matches, "state-dir"),
+    })
+}
+
+fn proxy_from(matches: &ArgMatches) -> Result<ProxyFrom, Exit> {
+    ProxyFrom::parse(texts(matches, "proxy-url").first().map(String::as_str))
 }
 
 fn session(matches: &ArgMatches) -> Result<SessionCalls, Exit> {

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::target::Target;
 use super::{Exit, chain};
 use crate::config::{PublicUrl, Scheme};
-use crate::policy::{AddressRules, Cidr, Denial, EgressPolicy, EgressRules, Refused};
+use crate::policy::{AddressRules, Cidr, Denial, EgressPolicy, EgressRules, Grant, Refused};
 use crate::secret::Secret;
 use crate::upstream::{self, Pool, Upstream};
 use crate::wire::{self, Body, Connection, Progress, ReadError};
@@ -202,6 +202,24 @@ async fn exchange(
     roots: RootCertStore,
     request: &[u8],
 ) -> Result<(u16, Vec<u8>), CallError> {
+    let (upstream, grant) = way_to(url, roots)?;
+    let mut lease = upstream.lease(&Pool::default(), &grant).await?;
+    let connection = &mut lease.connection;
+    // A server that refuses early answers and closes: its answer tells more than the broken pipe.
+    let sent = connection.send(request).await;
+    match read_answer(connection).await {
+        Err(CallError::Closed | CallError::Io(_)) if sent.is_err() => {
+            sent.map(|()| (0, Vec::new())).map_err(CallError::Io)
+        }
+        read => read,
+    }
+}
+
+/// Makes the way out to one server, and the grant for it.
+pub(super) fn way_to(
+    url: &PublicUrl,
+    roots: RootCertStore,
+) -> Result<(Upstream, Grant), CallError> {
     let rules = Arc::new(address_rules());
     // Text of a parsed host and port is a line by construction; an empty list would deny.
     let lines = EgressRules::parse(&[url.authority.to_string()]);
@@ -222,16 +240,7 @@ async fn exchange(
         connect_timeout: STEP_TIMEOUT,
         handshake_timeout: STEP_TIMEOUT,
     })?;
-    let mut lease = upstream.lease(&Pool::default(), &grant).await?;
-    let connection = &mut lease.connection;
-    // A server that refuses early answers and closes: its answer tells more than the broken pipe.
-    let sent = connection.send(request).await;
-    match read_answer(connection).await {
-        Err(CallError::Closed | CallError::Io(_)) if sent.is_err() => {
-            sent.map(|()| (0, Vec::new())).map_err(CallError::Io)
-        }
-        read => read,
-    }
+    Ok((upstream, grant))
 }
 
 /// Reads one answer whole.
@@ -280,7 +289,7 @@ fn address_rules() -> AddressRules {
 }
 
 /// Gathers the public roots and those of the file.
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, Exit> {
+pub(super) fn roots(ca: Option<&Path>) -> Result<RootCertStore, Exit> {
     let mut roots = RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     let Some(path) = ca else { return Ok(roots) };

@@ -1,11 +1,11 @@
-//! A private folder for the files of one run, gone when it ends.
+//! Folders for the files of clients: a private one, gone when a run ends, and one that is kept.
 //!
-//! It never holds a key or a secret: what a killed process leaves behind is public. Called by the
-//! verbs that start a proxy of their own.
+//! They never hold a key or a secret: what a killed process leaves behind is public. Called by the
+//! verbs that point clients to a proxy.
 
-use std::fs::{DirBuilder, remove_dir_all};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, OpenOptions, remove_dir_all, rename};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -50,6 +50,48 @@ impl Drop for Folder {
         if let Err(error) = remove_dir_all(&self.0) {
             tracing::warn!(%error, "a temporary folder cannot be removed");
         }
+    }
+}
+
+/// A folder whose files stay. They may be replaced at any time while programs read them.
+#[derive(Debug)]
+pub(super) struct KeptFolder(PathBuf);
+
+impl KeptFolder {
+    /// Makes a folder, and those above it, where they are not there.
+    pub(super) fn make(path: &Path) -> Result<Self, Exit> {
+        let made = std::path::absolute(path).and_then(|path| {
+            // What lies in it is public, and read from within containers under other users too.
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(&path);
+            made.map(|()| path)
+        });
+        made.map(Self).map_err(|error| unwritable(path, &error))
+    }
+
+    /// Writes a file, whole or not at all, and returns its path.
+    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, Exit> {
+        let mut bytes = [0; 8];
+        fill_random(&mut bytes);
+        let path = self.path(name);
+        let fresh = self.path(&format!(".{name}.{}", HEXLOWER.encode(&bytes)));
+        let mut options = OpenOptions::new();
+        let file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&fresh);
+        let written = file.and_then(|mut file| file.write_all(content));
+        written
+            .and_then(|()| rename(&fresh, &path))
+            .map_err(|error| {
+                Exit::failed(&format!("{} cannot be written: {error}", path.display()))
+            })?;
+        Ok(path)
+    }
+
+    /// Returns where a file of the folder lies.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
     }
 }
 

@@ -12,9 +12,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use crate::config::{SETTINGS, Setting, Shape};
 
 /// Verbs that later versions have.
-const LATER: &[&str] = &[
-    "accounts", "audit", "doctor", "env", "keys", "openapi", "seal", "token",
-];
+const LATER: &[&str] = &["accounts", "audit", "keys", "openapi", "seal", "token"];
 /// The settings that `run` takes as flags too.
 const UPSTREAM_KEYS: &[&str] = &[
     "upstream.ca_files",
@@ -31,6 +29,12 @@ const RUN_LIMITS: &str = "\
 The command runs as you: files, keyrings and processes that you can read, it can read too. The real
 values are kept out of its environment, and it goes out through the proxy because its environment
 says so. For code that you do not trust, put a sandbox around it whose only way out is the proxy.";
+
+/// How `env` chooses the session, at the end of its help.
+const ENV_HELP: &str = "\
+Without a flag of a session, the proxy is the one of the environment or of --proxy-url. With --secret,
+--scope, --allow, --server or --api-key-file a new session is made, and its sealed tokens are printed
+too. For a POSIX shell: eval \"$(oshu-vault env …)\"";
 
 /// Makes the parser of the whole command line.
 pub(super) fn command() -> Command {
@@ -52,6 +56,8 @@ pub(super) fn command() -> Command {
             serve,
             demo_command(),
             run_command(),
+            env_command(),
+            doctor_command(),
             session_command(),
             ca_command(),
         ])
@@ -74,16 +80,8 @@ fn run_command() -> Command {
     Command::new("run")
         .about("Run a command that holds sealed tokens in place of secrets")
         .after_help(RUN_LIMITS)
+        .args(session_args())
         .args([
-            text("secret", "NAME[=env:VAR|file:PATH|cmd:CMD]")
-                .action(ArgAction::Append)
-                .help("A secret and where its value is; by default the variable of that name"),
-            text("scope", "NAME=HOST[,HOST]")
-                .action(ArgAction::Append)
-                .help("The hosts that may receive a secret; by default the catalogue's"),
-            text("allow", "HOST")
-                .action(ArgAction::Append)
-                .help("A host the command may reach; by default any public one"),
             path("audit", "FILE").help("Write audit records to this file"),
             server_arg()
                 .conflicts_with_all(own)
@@ -107,6 +105,68 @@ fn run_command() -> Command {
                 .last(true)
                 .help("The command and its arguments, after --"),
         )
+}
+
+/// What a session is made of.
+fn session_args() -> [Arg; 3] {
+    [
+        text("secret", "NAME[=env:VAR|file:PATH|cmd:CMD]")
+            .action(ArgAction::Append)
+            .help("A secret and where its value is; by default the variable of that name"),
+        text("scope", "NAME=HOST[,HOST]")
+            .action(ArgAction::Append)
+            .help("The hosts that may receive a secret; by default the catalogue's"),
+        text("allow", "HOST")
+            .action(ArgAction::Append)
+            .help("A host the command may reach; by default any public one"),
+    ]
+}
+
+fn env_command() -> Command {
+    let of_a_session = ["secret", "scope", "allow", "server", "api-key-file"];
+    Command::new("env")
+        .about("Print the environment that sends clients through a proxy, credential included")
+        .after_help(ENV_HELP)
+        .args([
+            text("format", "FORM")
+                .value_parser(["shell", "dotenv", "json", "docker"])
+                .default_value("shell")
+                .help("How it is written"),
+            text("only", "NAME[,NAME]")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .help("Print these variables alone"),
+            proxy_url_arg().conflicts_with_all(of_a_session),
+            ca_dir_arg(),
+        ])
+        .args(session_args())
+        .args([
+            server_arg().help("Make a session of this server; else as for the other verbs"),
+            api_key_arg(),
+            ca_arg(),
+            path("state-dir", "DIR").help("The state directory"),
+        ])
+}
+
+fn doctor_command() -> Command {
+    Command::new("doctor")
+        .about("Check that this machine's clients trust the proxy and reach it; say what to set")
+        .args([
+            proxy_url_arg(),
+            text("format", "FORM")
+                .value_parser(["text", "json"])
+                .default_value("text")
+                .help("How the findings are written"),
+            text("only", "CLIENT[,CLIENT]")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .help("Look at these clients alone"),
+            text("url", "URL")
+                .help("What the clients ask for; without it a name that the proxy answers itself"),
+            ca_dir_arg(),
+            ca_arg(),
+            path("state-dir", "DIR").help("The state directory"),
+        ])
 }
 
 fn session_command() -> Command {
@@ -197,6 +257,20 @@ fn text(name: &'static str, value_name: &'static str) -> Arg {
 
 fn path(name: &'static str, value_name: &'static str) -> Arg {
     text(name, value_name).value_parser(value_parser!(PathBuf))
+}
+
+fn proxy_url_arg() -> Arg {
+    text("proxy-url", "URL|env:VAR").help(
+        "The proxy with its credential, better named by a variable: others of the machine can \
+         read a command line; without it $HTTPS_PROXY and its like",
+    )
+}
+
+fn ca_dir_arg() -> Arg {
+    path("ca-dir", "DIR").help(
+        "The folder for the CA files; without it clients/ in the state directory, with a folder \
+         for each root",
+    )
 }
 
 fn server_arg() -> Arg {

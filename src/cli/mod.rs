@@ -7,10 +7,14 @@ mod args;
 mod ca;
 mod check;
 mod client;
+mod client_files;
 mod demo;
+mod doctor;
+mod env;
 mod folder;
 mod grammar;
 mod healthcheck;
+mod proxy_from;
 mod run;
 mod serve;
 mod session;
@@ -18,8 +22,12 @@ mod spec;
 mod state;
 mod target;
 mod version;
+mod workload;
 
-pub use args::{Ca, CaAction, Cli, Exit, Run, SessionAction, SessionCalls, Verb};
+pub use args::{
+    Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Run, SessionAction, SessionCalls, Verb,
+};
+pub use proxy_from::ProxyFrom;
 pub use spec::{SecretFlag, SecretFrom};
 pub use target::{ServerFlags, Target};
 
@@ -79,6 +87,8 @@ async fn perform(verb: Verb) -> Result<u8, Exit> {
         Verb::Ca(ca) => ca::ca(&ca).map(|()| 0),
         Verb::CheckConfig(flags) => check::check_config(flags).map(|()| 0),
         Verb::Demo => demo::demo().await,
+        Verb::Doctor(flags) => Box::pin(doctor::doctor(flags)).await,
+        Verb::Env(flags) => Box::pin(env::env(flags)).await.map(|()| 0),
         Verb::Healthcheck(server) => healthcheck::healthcheck(&server).await.map(|()| 0),
         Verb::Run(flags) => Box::pin(run::run(*flags)).await,
         Verb::Serve(flags) => serve::serve(flags).await.map(|()| 0),

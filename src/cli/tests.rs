@@ -45,6 +45,8 @@ fn help_and_version_are_answers() {
         "serve",
         "demo",
         "run",
+        "env",
+        "doctor",
         "session",
         "ca",
         "check-config",
@@ -53,7 +55,7 @@ fn help_and_version_are_answers() {
     ] {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb} in {help}");
     }
-    for later in ["keys", "doctor", "openapi"] {
+    for later in ["keys", "accounts", "openapi"] {
         assert!(!help.contains(later), "{later} in {help}");
     }
     assert!(matches!(parse("version"), Ok(Verb::Version)));
@@ -63,14 +65,11 @@ fn help_and_version_are_answers() {
 #[test]
 fn later_verbs_are_refused_by_name() {
     for line in [
-        "env",
-        "env --format json",
         "keys create",
         "seal rotate",
         "audit verify --help",
         "accounts set 1 --paid true",
         "token mint --user-id 1",
-        "doctor",
         "openapi",
         "ca rotate",
     ] {
@@ -114,6 +113,17 @@ fn mistakes_name_what_they_are_about() {
         ),
         ("run --server http://a --audit f -- x", "--audit"),
         ("ca generate --nonsense", "--nonsense"),
+        ("env --nonsense", "--nonsense"),
+        ("env --format yaml", "--format"),
+        ("env --proxy-url http://a", "--proxy-url expects"),
+        ("env --proxy-url http://a:b@c --server http://d", "--server"),
+        ("env --secret 1", "--secret (the 1. of them)"),
+        ("env extra", "extra"),
+        ("doctor --nonsense", "--nonsense"),
+        ("doctor --format shell", "--format"),
+        ("doctor --url http://plain.example", "--url expects"),
+        ("doctor --proxy-url b", "--proxy-url expects"),
+        ("doctor curl", "curl"),
         ("healthcheck --api-key-file f", "--api-key-file"),
     ] {
         let text = refused(line);
@@ -135,6 +145,10 @@ fn a_value_in_the_wrong_place_is_not_repeated() {
         "session list --api-key=canary",
         "session list --server https://canary@vault.example",
         "session show canary",
+        "env --proxy-url http://canary@vault.example",
+        "env --secret KEY=canary",
+        "doctor --proxy-url canary",
+        "doctor --url https://canary@vault.example",
         "serve --api-key=canary",
         "serve --dev=canary",
     ] {
@@ -268,6 +282,62 @@ fn run_takes_a_command_as_it_is() {
     let server = run.server.unwrap();
     assert_eq!(server.url.unwrap().to_string(), "https://v.example");
     assert_eq!(server.ca.as_deref(), Some(Path::new("/r.pem")));
+}
+
+#[test]
+fn an_environment_is_that_of_a_proxy_or_of_a_new_session() {
+    for (line, is_session) in [
+        ("env", false),
+        (
+            "env --format json --only A,B --ca-dir /d --state-dir /s --ca /c",
+            false,
+        ),
+        ("env --proxy-url env:P", false),
+        ("env --secret A --scope A=a.example", true),
+        ("env --allow a.example", true),
+        ("env --server http://a.example", true),
+        ("env --api-key-file /k", true),
+    ] {
+        let Verb::Env(env) = parse(line).unwrap() else {
+            panic!("{line}");
+        };
+        assert_eq!(
+            matches!(env.way, EnvWay::Session { .. }),
+            is_session,
+            "{line}"
+        );
+    }
+    for (form, expected) in [
+        ("shell", EnvFormat::Shell),
+        ("dotenv", EnvFormat::Dotenv),
+        ("json", EnvFormat::Json),
+        ("docker", EnvFormat::Docker),
+    ] {
+        let line = format!("env --format {form} --only A,B --only C --ca-dir /d");
+        let Verb::Env(env) = parse(&line).unwrap() else {
+            panic!("{line}");
+        };
+        assert_eq!(env.format, expected);
+        assert_eq!(env.only, ["A", "B", "C"]);
+        assert_eq!(env.ca_dir.as_deref(), Some(Path::new("/d")));
+    }
+}
+
+#[test]
+fn doctor_takes_a_proxy_clients_and_a_url() {
+    let line = "doctor --proxy-url http://a:b@c:1 --format json --only curl,git --url \
+                https://d.example:8443 --ca /c --ca-dir /d --state-dir /s";
+    let Verb::Doctor(doctor) = parse(line).unwrap() else {
+        panic!("{line}");
+    };
+    assert!(matches!(doctor.proxy, ProxyFrom::Url(_)) && doctor.json);
+    assert_eq!(doctor.only, ["curl", "git"]);
+    assert_eq!(doctor.url.unwrap().to_string(), "https://d.example:8443");
+    let Verb::Doctor(doctor) = parse("doctor").unwrap() else {
+        panic!("doctor");
+    };
+    assert_eq!(doctor.proxy, ProxyFrom::Environment);
+    assert!(!doctor.json && doctor.only.is_empty() && doctor.url.is_none());
 }
 
 #[test]

@@ -13,16 +13,23 @@ use std::path::{Path, PathBuf};
 
 use crate::host::HostPort;
 
-pub use roots::{TRUST_STORE_PASSWORD, bundle, holds_certificate, trust_store};
+pub use roots::{
+    TRUST_STORE_PASSWORD, bundle, certificates, holds_certificate, holds_root, trust_store,
+};
 
 /// What node releases that know no proxy variables load with `--require`.
 pub const PRELOAD: &str = include_str!("preload.cjs");
 
 /// The hosts that clients reach without the proxy: this machine, which the proxy would refuse.
-const DIRECT: &str = "localhost,127.0.0.1,::1";
+pub const DIRECT: &str = "localhost,127.0.0.1,::1";
 /// Variables that would take the effect of ours away. `SSL_CERT_DIR` replaces the bundle for some
-/// clients and adds to it for others, so that no value of it is right.
-const UNSET: &[&str] = &["SSL_CERT_DIR"];
+/// clients and adds to it for others, so that no value of it is right; the others turn off that
+/// clients verify at all.
+const UNSET: &[&str] = &[
+    "SSL_CERT_DIR",
+    "NODE_TLS_REJECT_UNAUTHORIZED",
+    "GIT_SSL_NO_VERIFY",
+];
 /// Variables with the proxy's URL. wget reads lower case only; curl reads `http_proxy` in lower
 /// case only.
 const PROXY: &[&str] = &[
@@ -34,7 +41,7 @@ const PROXY: &[&str] = &[
     "all_proxy",
 ];
 /// Variables with a file that replaces the roots of a client, so that it has to be the bundle.
-const BUNDLE: &[&str] = &[
+pub const BUNDLE: &[&str] = &[
     "SSL_CERT_FILE",
     "CURL_CA_BUNDLE",
     "REQUESTS_CA_BUNDLE",
@@ -94,6 +101,22 @@ impl ProxyUrl {
     /// Returns where the proxy listens.
     pub fn authority(&self) -> &HostPort {
         &self.authority
+    }
+
+    /// Tells whether the proxy is spoken to in TLS.
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// Shows the credential, in the two parts of `Basic` (RFC 7617).
+    pub fn credential(&self) -> (&str, &str) {
+        (&self.user, &self.password)
+    }
+
+    /// Writes the URL for people, without the credential.
+    pub fn redacted(&self) -> String {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://***@{}", self.authority)
     }
 
     /// Shows the whole URL, with the credential.
@@ -215,9 +238,10 @@ fn java_options(proxy: &ProxyUrl, trust_store: Option<&Path>) -> Option<OsString
     Some(options)
 }
 
-/// Puts our options behind those that were there, so that ours win.
+/// Puts our options behind those that were there, so that ours win; once.
 fn append(before: Option<OsString>, options: OsString) -> OsString {
     match before {
+        Some(all) if all.as_encoded_bytes().ends_with(options.as_encoded_bytes()) => all,
         Some(mut all) if !all.is_empty() => {
             all.push(" ");
             all.push(options);
@@ -227,12 +251,17 @@ fn append(before: Option<OsString>, options: OsString) -> OsString {
     }
 }
 
-/// Quotes a path with a space in it, as node and the JVM both read it.
+/// Quotes a path with a space or an apostrophe in it, as node and the JVM both read it.
 fn quoted(path: &Path) -> OsString {
-    let has_space = path.to_string_lossy().chars().any(char::is_whitespace);
-    let mut text = OsString::from(if has_space { "\"" } else { "" });
+    let is_odd = |one: char| one.is_whitespace() || one == '\'';
+    let quote = if path.to_string_lossy().chars().any(is_odd) {
+        "\""
+    } else {
+        ""
+    };
+    let mut text = OsString::from(quote);
     text.push(path);
-    text.push(if has_space { "\"" } else { "" });
+    text.push(quote);
     text
 }
 
@@ -314,7 +343,12 @@ mod tests {
         ];
         let expected: Vec<_> = expected.map(|(name, value)| (name, value.into())).into();
         assert_eq!(env.set, expected);
-        assert_eq!(env.unset, ["SSL_CERT_DIR"]);
+        let unset = [
+            "SSL_CERT_DIR",
+            "NODE_TLS_REJECT_UNAUTHORIZED",
+            "GIT_SSL_NO_VERIFY",
+        ];
+        assert_eq!(env.unset, unset);
         let names: BTreeSet<_> = env.set.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), env.set.len(), "a variable is set twice");
     }
@@ -332,6 +366,10 @@ mod tests {
         let java = value(&env, "JAVA_TOOL_OPTIONS").unwrap();
         assert!(java.starts_with("-Xmx1g -Dhttps.proxyHost="), "{java}");
         assert_eq!(value(&env, QUIET), None, "left as it is");
+        let again = [("NODE_OPTIONS", node), ("JAVA_TOOL_OPTIONS", java)];
+        let again = made(URL, &files(), &again);
+        assert_eq!(value(&again, "NODE_OPTIONS"), Some(node), "once");
+        assert_eq!(value(&again, "JAVA_TOOL_OPTIONS"), Some(java), "once");
     }
 
     #[test]
@@ -356,7 +394,7 @@ mod tests {
     fn paths_with_spaces_are_quoted() {
         let spaced = Files {
             preload: Some("/a b/p.cjs".into()),
-            trust_store: Some("/a b/t".into()),
+            trust_store: Some("/it's/t".into()),
             ..files()
         };
         let env = made(URL, &spaced, &[]);
@@ -365,7 +403,7 @@ mod tests {
             Some("--require \"/a b/p.cjs\"")
         );
         let java = value(&env, "JAVA_TOOL_OPTIONS").unwrap();
-        assert!(java.contains("trustStore=\"/a b/t\" "), "{java}");
+        assert!(java.contains("trustStore=\"/it's/t\" "), "{java}");
     }
 
     #[test]
@@ -390,6 +428,9 @@ mod tests {
         }
         let shown = format!("{:?}", ProxyUrl::parse(URL).unwrap());
         assert!(!shown.contains("tok_2"), "{shown}");
+        let url = ProxyUrl::parse(URL).unwrap();
+        assert_eq!(url.redacted(), "http://***@127.0.0.1:8080");
+        assert_eq!(url.credential(), ("sess_1", "tok_2"));
     }
 
     #[test]

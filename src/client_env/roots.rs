@@ -26,9 +26,10 @@ const DIGEST_SALT: &[u8] = b"Mighty Aphrodite";
 const PEM_LINE_BYTES: usize = 48;
 
 /// Joins the roots of the system, or the public ones that are compiled in where it has none, and
-/// our own in one PEM text. Ours comes last.
+/// our own in one PEM text. Ours comes last, unless the system's have it already.
 pub fn bundle(system: Option<&str>, own: &str) -> String {
     let mut text = match system {
+        Some(text) if holds_root(text, own) => return text.to_owned(),
         Some(text) => text.to_owned(),
         None => TLS_SERVER_ROOT_CERTS.iter().map(|root| pem(root)).collect(),
     };
@@ -42,6 +43,14 @@ pub fn bundle(system: Option<&str>, own: &str) -> String {
 /// Tells whether a text has a certificate in PEM.
 pub fn holds_certificate(text: &str) -> bool {
     certificates(text).next().is_some()
+}
+
+/// Tells whether a PEM text has the certificate of another one.
+pub fn holds_root(text: &str, root: &str) -> bool {
+    let Some(root) = certificates(root).next() else {
+        return false;
+    };
+    certificates(text).any(|one| one == root)
 }
 
 /// Writes the certificates of a bundle as a Java trust store; what cannot be read is left out.
@@ -77,7 +86,8 @@ pub fn trust_store(bundle: &str) -> Vec<u8> {
     store
 }
 
-fn certificates(text: &str) -> impl Iterator<Item = CertificateDer<'static>> {
+/// Reads the certificates of a PEM text; what cannot be read is left out.
+pub fn certificates(text: &str) -> impl Iterator<Item = CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(text.as_bytes()).filter_map(Result::ok)
 }
 
@@ -119,6 +129,10 @@ mod tests {
             assert_eq!(read.len(), 2);
             assert_eq!(read[1].as_ref(), ours);
         }
+        let twice = bundle(Some(&own()), &own());
+        assert_eq!(twice, own(), "a root is there once");
+        assert!(holds_root(&twice, &own()) && !holds_root(&system, &own()));
+        assert!(!holds_root(&twice, "no certificate"));
         assert!(holds_certificate(&own()));
         assert!(!holds_certificate("no certificate"));
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::reject::{self, Refusal};
-use super::{Proxy, tunnel};
+use super::{Proxy, probe, tunnel};
 use crate::audit::{Decision, Kind, Record};
 use crate::host::HostPort;
 use crate::serve::Peer;
@@ -29,7 +29,12 @@ impl Proxy {
         record.peer(peer.address);
         match self.admit(head, peer, &mut record) {
             Ok((caller, target)) => {
-                if down.send(ESTABLISHED).await.is_ok() {
+                if down.send(ESTABLISHED).await.is_err() {
+                    return None;
+                }
+                if probe::is_target(&target) {
+                    probe::run(self, down, &caller, (target, peer.address), record).await;
+                } else {
                     tunnel::run(self, down, &caller, target, peer.address, record).await;
                 }
                 None
@@ -78,6 +83,9 @@ impl Proxy {
         record.target(&target);
         check_host(head, &target, |host| self.is_proxy(host, peer))?;
         self.refuse_own(&target)?;
+        if probe::is_target(&target) {
+            return Ok((caller, target));
+        }
         if let Err(denial) = handle.decide(&target) {
             handle.counters().denied.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::denied(denial, &target.host.to_string()));

@@ -12,6 +12,7 @@ mod exchange;
 mod intercept;
 mod local;
 mod plain;
+mod probe;
 mod reject;
 mod relay;
 mod response;
@@ -34,6 +35,7 @@ use crate::wire::{
 };
 
 pub use local::{Local, LocalBody, LocalError, LocalServer, Upload};
+pub use probe::PROBE_HOST;
 
 use reject::Refusal;
 

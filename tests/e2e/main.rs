@@ -34,6 +34,7 @@ mod image;
 mod intercept;
 mod limits;
 mod plain;
+mod probe;
 mod relay;
 mod run;
 mod scale;

@@ -6,7 +6,6 @@
 
 mod origin;
 mod story;
-mod workload;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
+use rustls::RootCertStore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -23,9 +23,10 @@ use crate::audit::Sink;
 use crate::authority::{CertificateAuthority, Root};
 use crate::cli::folder::Folder;
 use crate::cli::state::generate_key;
+use crate::cli::workload::Workload;
 use crate::cli::{Exit, STARTUP, print};
-use crate::config::{Admin, Config, Limits, Proxy, Resolve, Upstream};
-use crate::host::Host;
+use crate::config::{Admin, Config, Limits, Proxy, PublicUrl, Resolve, Upstream};
+use crate::host::{Host, HostPort};
 use crate::id::{TenantId, fill_random};
 use crate::policy::Cidr;
 use crate::secret::{Fingerprint, Secret};
@@ -33,7 +34,6 @@ use crate::session::{Created, Form, SecretForm};
 
 use origin::Origin;
 use story::{API, EVIL, PASTE, Story};
-use workload::Workload;
 
 /// How long the story may take.
 const WAIT: Duration = Duration::from_secs(30);
@@ -78,10 +78,14 @@ async fn act(app: &App, key: &str, api: &Origin, paste: &Origin) -> Result<Story
         .plain
         .ok_or_else(|| failed("the vault does not listen"))?;
     let credential = format!("{}:{}", created.handle.id(), created.credential.expose());
-    let workload = Workload::new(proxy, &credential, app.authority().root().cert_pem());
+    let proxy = PublicUrl::parse(&format!("http://{proxy}"))
+        .ok_or_else(|| failed("the vault is at no address"))?;
+    let ca_pem = app.authority().root().cert_pem();
+    let workload = Workload::new(&proxy, RootCertStore::empty(), &credential, ca_pem);
     let workload = workload.map_err(|error| Exit::startup(&error))?;
     let send = async |host: &str, request: &str| {
-        let outcome = Box::pin(workload.send(host, request)).await;
+        let target = HostPort::new(parse(host)?, 443);
+        let outcome = Box::pin(workload.send(&target, request)).await;
         outcome.map_err(|error| Exit::startup(&error))
     };
     let sent = request(API, &token, r#"{"prompt":"write a haiku"}"#);

@@ -2,7 +2,7 @@
 //!
 //! Pure: what happened goes in, a page and a list of complaints come out. Called by `demo`.
 
-use super::workload::Outcome;
+use crate::cli::workload::Outcome;
 
 /// The host that the demo's secret belongs to.
 pub(super) const API: &str = "api.demo.test";

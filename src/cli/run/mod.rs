@@ -12,38 +12,22 @@ mod session;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{Read, Write};
-use std::path::Path;
-use std::time::Duration;
+use std::io::Write;
 
-use tokio::process::Command;
-use tokio::time::timeout;
-
+use crate::cli::client_files::{lay_out, node_needs_preload};
 use crate::cli::folder::Folder;
 use crate::cli::serve::protect_process;
 use crate::cli::{Exit, Run, chain};
-use crate::client_env::{
-    Files, PRELOAD, bundle, client_env, holds_certificate, needs_preload, trust_store, wgetrc,
-};
+use crate::client_env::client_env;
 use crate::config::{Flags, Source};
 use crate::secret::Secret;
 use crate::telemetry::{self, LogFormat};
 
 use child::Signals;
 use environment::Environment;
-use secrets::Known;
-use session::Opened;
 
-/// Where systems keep their roots in one file, the most common first.
-const SYSTEM_BUNDLES: &[&str] = &[
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
-/// The most bytes of a system's bundle; a usual one has some 250 KiB.
-const BUNDLE_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
-/// How long node may take to tell its version.
-const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) use secrets::{Known, read as read_secrets};
+pub(super) use session::{Opened, Session, open_served};
 
 /// Runs the command to its end and returns its exit code.
 pub(super) async fn run(mut run: Run) -> Result<u8, Exit> {
@@ -70,11 +54,13 @@ pub(super) async fn run(mut run: Run) -> Result<u8, Exit> {
     }
     let opened = async {
         match target {
-            Some(target) => session::open_served(&run, &secrets, target).await,
+            Some(target) => open_served(&run.allow, &secrets, target).await,
             None => session::open_private(&run, &secrets).await,
         }
     };
-    let (opened, is_old_node) = tokio::join!(Box::pin(opened), node_needs_preload(&environment));
+    let variables = environment.iter().map(|(n, v)| (n.clone(), v.clone()));
+    let variables: Vec<_> = variables.collect();
+    let (opened, is_old_node) = tokio::join!(Box::pin(opened), node_needs_preload(variables));
     let opened = opened?;
     for warning in &opened.warnings {
         tell(warning);
@@ -94,65 +80,13 @@ async fn work(
     is_old_node: bool,
 ) -> Result<u8, Exit> {
     let folder = Folder::make()?;
-    let files = write_files(&folder, &opened.ca_pem, &environment, is_old_node)?;
-    let client = client_env(&opened.proxy, &files, |name| environment.variable(name));
+    let inherited = |name: &str| environment.variable(name);
+    let files = lay_out(&folder, &opened.ca_pem, inherited, is_old_node)?;
+    let client = client_env(&opened.proxy, &files, inherited);
     environment.add_client(client);
     environment.add_sealed(&opened.sealed);
     let signals = Signals::listen()?;
     child::run(command, &environment, signals).await
-}
-
-fn write_files(
-    folder: &Folder,
-    ca_pem: &str,
-    environment: &Environment,
-    is_old_node: bool,
-) -> Result<Files, Exit> {
-    let inherited = environment.variable("SSL_CERT_FILE");
-    let bundle = bundle(system_bundle(inherited).as_deref(), ca_pem);
-    let path = folder.path("bundle.pem");
-    let preload = if is_old_node {
-        Some(folder.write("preload.cjs", PRELOAD.as_bytes())?)
-    } else {
-        None
-    };
-    Ok(Files {
-        ca: folder.write("ca.pem", ca_pem.as_bytes())?,
-        wgetrc: folder.write("wgetrc", wgetrc(&path).as_encoded_bytes())?,
-        trust_store: Some(folder.write("cacerts", &trust_store(&bundle))?),
-        bundle: folder.write("bundle.pem", bundle.as_bytes())?,
-        preload,
-    })
-}
-
-/// Reads the roots that the user's clients trust today: the file that was named, else the
-/// system's. What cannot be read, or has no certificate, is passed over.
-fn system_bundle(inherited: Option<OsString>) -> Option<String> {
-    let known = SYSTEM_BUNDLES.iter().map(OsString::from);
-    inherited.into_iter().chain(known).find_map(|path| {
-        let mut text = String::new();
-        let file = std::fs::File::open(Path::new(&path)).ok()?;
-        file.take(BUNDLE_LIMIT_BYTES)
-            .read_to_string(&mut text)
-            .ok()?;
-        holds_certificate(&text).then_some(text)
-    })
-}
-
-/// Asks node, where there is one, for its version.
-async fn node_needs_preload(environment: &Environment) -> bool {
-    let mut node = Command::new("node");
-    node.arg("--version")
-        .env_clear()
-        .envs(environment.iter())
-        .kill_on_drop(true);
-    let told = timeout(
-        NODE_TIMEOUT,
-        node.stdin(std::process::Stdio::null()).output(),
-    )
-    .await;
-    let told = told.ok().and_then(Result::ok);
-    told.is_some_and(|told| needs_preload(&String::from_utf8_lossy(&told.stdout)))
 }
 
 /// Refuses a command line that already has a value in it: the shell of the caller put it there.
@@ -176,7 +110,7 @@ fn refuse_arguments(
     Ok(())
 }
 
-fn start_log(source: &Source) -> Result<(), Exit> {
+pub(super) fn start_log(source: &Source) -> Result<(), Exit> {
     // The command's own output is on the same terminal.
     let filter = source
         .variable("OSHU_VAULT_LOG")
@@ -187,7 +121,7 @@ fn start_log(source: &Source) -> Result<(), Exit> {
 }
 
 /// Says something to the user, on standard error, which is also the command's.
-fn tell(text: impl Display) {
+pub(super) fn tell(text: impl Display) {
     // Nobody is left to tell where that fails.
     drop(writeln!(std::io::stderr(), "oshu-vault: {text}"));
 }
@@ -221,19 +155,5 @@ mod tests {
             "{}",
             exit.text
         );
-    }
-
-    #[test]
-    fn the_roots_of_the_user_come_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("roots.pem");
-        let own = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        std::fs::write(&path, own).unwrap();
-        assert_eq!(
-            system_bundle(Some(path.clone().into())).as_deref(),
-            Some(own)
-        );
-        std::fs::write(&path, "nothing").unwrap();
-        assert_ne!(system_bundle(Some(path.into())).as_deref(), Some("nothing"));
     }
 }

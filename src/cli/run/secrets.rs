@@ -1,7 +1,7 @@
 //! Real values, from where `--secret` says they are.
 //!
 //! Every problem is told at once, by the name of the secret; a value never stands in a message.
-//! Called by `run` before anything is started.
+//! Called by `run` and `env` before anything is started.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -22,11 +22,11 @@ const LIMIT_BYTES: usize = 64 * 1024;
 
 /// A secret whose value is known.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(in crate::cli) struct Known {
     /// What was asked for.
-    pub(super) flag: SecretFlag,
+    pub(in crate::cli) flag: SecretFlag,
     /// The real value.
-    pub(super) value: Secret,
+    pub(in crate::cli) value: Secret,
 }
 
 /// Tells whether a real value stands in a text.
@@ -35,7 +35,7 @@ pub(super) fn holds(text: &OsStr, value: &Secret) -> bool {
 }
 
 /// Reads every value, or lists all that cannot be read.
-pub(super) async fn read(flags: &[SecretFlag]) -> Result<Vec<Known>, Exit> {
+pub(in crate::cli) async fn read(flags: &[SecretFlag]) -> Result<Vec<Known>, Exit> {
     let mut known = Vec::with_capacity(flags.len());
     let mut wrong = Vec::new();
     for flag in flags {

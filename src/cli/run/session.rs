@@ -36,21 +36,21 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const SESSIONS: &str = "/v1/sessions";
 
 /// A session that was just made.
-pub(super) struct Opened {
+pub(in crate::cli) struct Opened {
     /// The proxy, with the session's credential.
-    pub(super) proxy: ProxyUrl,
+    pub(in crate::cli) proxy: ProxyUrl,
     /// The sealed tokens by the names of their secrets.
-    pub(super) sealed: BTreeMap<String, String>,
+    pub(in crate::cli) sealed: BTreeMap<String, String>,
     /// The root to trust, as PEM.
-    pub(super) ca_pem: String,
+    pub(in crate::cli) ca_pem: String,
     /// What was accepted but weakens the session, as sentences.
-    pub(super) warnings: Vec<String>,
+    pub(in crate::cli) warnings: Vec<String>,
     /// What ends it.
-    pub(super) session: Session,
+    pub(in crate::cli) session: Session,
 }
 
 /// What has to be ended with the command.
-pub(super) enum Session {
+pub(in crate::cli) enum Session {
     /// A proxy in this process.
     Private {
         /// The proxy.
@@ -69,7 +69,7 @@ pub(super) enum Session {
 
 impl Session {
     /// Ends the session and what it ran in. Returns a complaint where a server did not end it.
-    pub(super) async fn end(self) -> Option<String> {
+    pub(in crate::cli) async fn end(self) -> Option<String> {
         match self {
             Self::Private { app, id } => {
                 let ended = app.sessions().delete(&TenantId::new(TENANT), &id).await;
@@ -247,8 +247,8 @@ struct ProblemField {
 }
 
 /// Makes a session of a running server.
-pub(super) async fn open_served(
-    run: &Run,
+pub(in crate::cli) async fn open_served(
+    allow: &[HostPattern],
     secrets: &[Known],
     target: Target,
 ) -> Result<Opened, Exit> {
@@ -258,7 +258,7 @@ pub(super) async fn open_served(
         .ok()
         .filter(|text| status == 200 && holds_certificate(text));
     let ca_pem = ca_pem.ok_or_else(|| unexpected(&url, "no root certificate", status))?;
-    let request = request(run, secrets)?;
+    let request = request(allow, secrets)?;
     let (status, body) = call(&target, "POST", SESSIONS, Some(request)).await?;
     if status != 201 {
         return Err(refused(&url, status, &body));
@@ -289,7 +289,7 @@ pub(super) async fn open_served(
     })
 }
 
-fn request(run: &Run, secrets: &[Known]) -> Result<Vec<u8>, Exit> {
+fn request(allow: &[HostPattern], secrets: &[Known]) -> Result<Vec<u8>, Exit> {
     let mut map = BTreeMap::new();
     for known in secrets {
         let name = known.flag.name.as_str();
@@ -306,7 +306,7 @@ fn request(run: &Run, secrets: &[Known]) -> Result<Vec<u8>, Exit> {
     }
     let request = Request {
         secrets: map,
-        allowed_egress: texts(&run.allow),
+        allowed_egress: texts(allow),
     };
     serde_json::to_vec(&request).map_err(|error| Exit::startup(&error))
 }

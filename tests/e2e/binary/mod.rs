@@ -4,7 +4,9 @@
 //! Every line of `serve`'s stdout is parsed as JSON, in every test.
 
 mod configuration;
+mod doctor;
 mod doors;
+mod env;
 mod leaks;
 mod lifecycle;
 mod listeners;

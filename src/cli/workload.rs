@@ -1,9 +1,9 @@
-//! The workload of the story: it knows a proxy, a root and a sealed token, and nothing else.
+//! A workload behind a proxy: it knows the proxy, a root and a credential, and nothing else.
 //!
 //! It goes out by the one way there is out of this process, with a grant for the proxy's address
-//! alone. Called by `demo`.
+//! alone, and believes nobody in the tunnel but the root it was given. Called by `demo` and
+//! `doctor`.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
-use crate::cli::client::{CallError, read_answer, read_body};
-use crate::policy::{AddressRules, Denial, EgressPolicy, EgressRules, Grant};
-use crate::upstream::{self, Pool, Upstream};
+use super::client::{CallError, read_answer, read_body, way_to};
+use crate::config::PublicUrl;
+use crate::host::HostPort;
+use crate::policy::Grant;
+use crate::upstream::{Pool, Upstream};
 use crate::wire::{Body, Connection, answer_framing, parse_answer};
 
 /// How long any step may take.
@@ -24,21 +26,15 @@ const WAIT: Duration = Duration::from_secs(10);
 /// Says why the workload got no answer at all.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The conversation broke off.
-    #[error("the demo's workload got no answer")]
+    /// The conversation with the proxy broke off.
+    #[error("the proxy gave no answer")]
     Call(#[from] CallError),
-    /// The proxy's address is not one to dial.
-    #[error("the demo's proxy cannot be dialled")]
-    Denied(#[from] Denial),
-    /// The proxy's address makes no rule.
-    #[error("the demo's proxy is not at an address")]
-    Rule,
-    /// The proxy's root, or the leaf under it, is not as it should be.
-    #[error("the tunnel's TLS failed")]
+    /// The root is none, or the target's name is none for TLS.
+    #[error("the root certificate or the target's name cannot be used")]
+    Setup,
+    /// The leaf does not lead to the root, or the handshake failed.
+    #[error("the TLS in the tunnel failed")]
     Tls(#[source] std::io::Error),
-    /// The proxy cannot be reached.
-    #[error("the demo's proxy cannot be reached")]
-    Upstream(#[from] upstream::Error),
 }
 
 /// What the workload gets for a request.
@@ -60,32 +56,22 @@ pub(super) struct Workload {
 
 impl Workload {
     /// Sets a client up with what a sandbox is given: the proxy's address, the session's
-    /// credential and the root.
-    pub(super) fn new(proxy: SocketAddr, credential: &str, ca_pem: &str) -> Result<Self, Error> {
-        let rules = Arc::new(AddressRules::new(Vec::new(), true));
-        let lines = EgressRules::parse(&[proxy.to_string()]).map_err(|_bad| Error::Rule)?;
-        let (ip, port): (IpAddr, u16) = (proxy.ip(), proxy.port());
-        let target = crate::host::HostPort::new(ip.into(), port);
-        let grant = EgressPolicy::new(lines)
-            .decide(&target, &rules)?
-            .cleartext();
-        let mut roots = RootCertStore::empty();
-        let trusted = CertificateDer::from_pem_slice(ca_pem.as_bytes());
-        let added = trusted.map(|root| roots.add(root));
+    /// credential (`USER:PASSWORD`) and the root. `roots` are for a proxy that speaks TLS itself.
+    pub(super) fn new(
+        proxy: &PublicUrl,
+        roots: RootCertStore,
+        credential: &str,
+        ca_pem: &str,
+    ) -> Result<Self, Error> {
+        let (upstream, grant) = way_to(proxy, roots)?;
+        let mut trusted = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(ca_pem.as_bytes());
+        let added = root.map(|root| trusted.add(root));
         if !matches!(added, Ok(Ok(()))) {
-            return Err(Error::Tls(std::io::ErrorKind::InvalidData.into()));
+            return Err(Error::Setup);
         }
-        let upstream = Upstream::new(upstream::Config {
-            overrides: Vec::new(),
-            roots: Arc::new(RootCertStore::empty()),
-            rules,
-            proxy: None,
-            dns_timeout: WAIT,
-            connect_timeout: WAIT,
-            handshake_timeout: WAIT,
-        })?;
         let authorization = format!("Basic {}", BASE64.encode(credential.as_bytes()));
-        let tls = TlsConnector::from(Arc::new(client_config(roots)));
+        let tls = TlsConnector::from(Arc::new(client_config(trusted)));
         Ok(Self {
             upstream,
             grant,
@@ -94,16 +80,15 @@ impl Workload {
         })
     }
 
-    /// Opens a tunnel to a host and sends one request through it, in TLS.
-    pub(super) async fn send(&self, host: &str, request: &str) -> Result<Outcome, Error> {
-        let lease = self
-            .upstream
-            .lease_fresh(&Pool::default(), &self.grant)
-            .await?;
+    /// Opens a tunnel to a target and sends one request through it, in TLS.
+    pub(super) async fn send(&self, target: &HostPort, request: &str) -> Result<Outcome, Error> {
+        let pool = Pool::default();
+        let leased = self.upstream.lease_fresh(&pool, &self.grant).await;
+        let lease = leased.map_err(CallError::from)?;
         let mut connection = lease.connection;
         let authorization = &self.authorization;
         let connect = format!(
-            "CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\
              Proxy-Authorization: {authorization}\r\n\r\n"
         );
         connection
@@ -120,7 +105,10 @@ impl Workload {
             let body = read_body(&mut connection, Body::new(framing).without_framing()).await?;
             return Ok(Outcome::Refused(head.status, text(&body)));
         }
-        let name = ServerName::try_from(host.to_owned()).map_err(|_bad| Error::Rule)?;
+        let name = match target.host.ip() {
+            Some(address) => ServerName::from(address),
+            None => ServerName::try_from(target.host.to_string()).map_err(|_bad| Error::Setup)?,
+        };
         let tunnel = self.tls.connect(name, connection.into_replay()).await;
         let mut tunnel = Connection::new(Box::new(tunnel.map_err(Error::Tls)?));
         tunnel
