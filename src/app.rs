@@ -393,6 +393,8 @@ fn proxy_config(config: &Config) -> proxy::Config {
         handshake_timeout: config.limits.handshake_timeout,
         idle_timeout: config.limits.idle_timeout,
         stall_timeout: config.limits.stall_timeout,
+        websocket_idle_timeout: config.limits.websocket_idle_timeout,
+        passthrough_idle_timeout: config.limits.passthrough_idle_timeout,
         linger_timeout: LINGER,
     }
 }

@@ -261,6 +261,18 @@ impl HostPattern {
         }
     }
 
+    /// Tells whether every host that the other pattern matches is matched by this one, ports aside.
+    pub fn contains(&self, other: &Self) -> bool {
+        match (&self.form, &other.form) {
+            (_, Form::Exact(host)) => self.matches_host(host),
+            // A wildcard matches its own name, and all it matches lies below that.
+            (Form::Suffix(_), Form::Suffix(name)) => {
+                self.matches_host(&Host::Name(Arc::clone(name)))
+            }
+            (Form::Exact(_), Form::Suffix(_)) => false,
+        }
+    }
+
     /// Returns the port that was written, if any.
     pub fn port(&self) -> Option<u16> {
         self.port
@@ -430,6 +442,26 @@ mod tests {
         }
         assert_eq!(HostPort::parse_or("good", 80).unwrap().port, 80);
         assert_eq!(HostPort::parse_or("good:81", 80).unwrap().port, 81);
+    }
+
+    #[test]
+    fn a_pattern_contains_what_it_matches_and_no_more() {
+        for (outer, inner, expected) in [
+            ("a.example", "a.example", true),
+            ("a.example", "b.example", false),
+            ("a.example", "*.a.example", false),
+            ("*.a.example", "a.example", true),
+            ("*.a.example", "b.a.example", true),
+            ("*.a.example", "*.a.example", true),
+            ("*.a.example", "*.b.a.example:8443", true),
+            ("*.b.a.example", "*.a.example", false),
+            ("*.a.example", "*.xa.example", false),
+            ("*.a.example", "1.2.3.4", false),
+            ("1.2.3.4", "1.2.3.4", true),
+        ] {
+            let [outer, inner] = [outer, inner].map(|text| HostPattern::parse(text).unwrap());
+            assert_eq!(outer.contains(&inner), expected, "{outer} {inner}");
+        }
     }
 
     #[test]

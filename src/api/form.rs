@@ -88,7 +88,12 @@ impl Walk {
             return Ok(form);
         }
         let mut errors = self.errors;
-        errors.extend(check(&form));
+        // What stands in for a bad entry contains nothing, and no other field is to blame for that.
+        let stood_in = errors
+            .iter()
+            .any(|error| error.field.starts_with("allowed_egress"));
+        let found = check(&form).into_iter();
+        errors.extend(found.filter(|error| !stood_in || error.code != "not_in_allowed_egress"));
         Err(errors)
     }
 
@@ -120,8 +125,11 @@ impl Walk {
                 "allow_plaintext" => form.allow_plaintext = self.flag(&name, &value),
                 "metadata" => self.metadata(&mut form.metadata, value),
                 "passthrough_hosts" => {
+                    let known = self.errors.len();
                     let hosts = self.list(&name, value, Entries::Hosts).unwrap_or_default();
-                    self.not_available(&name, !hosts.is_empty());
+                    // A stand-in might overlap a secret, and be told for it.
+                    let is_whole = self.errors.len() == known;
+                    form.passthrough_hosts = if is_whole { hosts } else { Vec::new() };
                 }
                 "scrub_responses" => {
                     let scrub = self.flag(&name, &value).unwrap_or(false);

@@ -169,6 +169,10 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a peer may refuse to take bytes that are ready for it.
     pub stall_timeout: Duration,
+    /// For a WebSocket on which no byte goes either way.
+    pub websocket_idle_timeout: Duration,
+    /// For a tunnel that is passed through on which no byte goes either way.
+    pub passthrough_idle_timeout: Duration,
     /// For all attempts to connect to one upstream together.
     pub connect_timeout: Duration,
     /// For one look-up.
@@ -188,6 +192,8 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_mins(5),
             stall_timeout: Duration::from_mins(10),
+            websocket_idle_timeout: Duration::from_mins(10),
+            passthrough_idle_timeout: Duration::from_mins(10),
             connect_timeout: Duration::from_secs(10),
             dns_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),

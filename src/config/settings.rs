@@ -296,6 +296,11 @@ pub const SETTINGS: &[Setting] = &[
         "300000", "Milliseconds that a connection is kept with no exchange in flight."),
     setting!("limits.stall_timeout_ms", config.limits.stall_timeout, Anywhere, None,
         "600000", "Milliseconds that a peer may refuse to take bytes of a body that are ready for it."),
+    setting!("limits.websocket_idle_timeout_ms", config.limits.websocket_idle_timeout, Anywhere,
+        None, "600000", "Milliseconds that a WebSocket is kept on which no byte goes either way."),
+    setting!("limits.passthrough_idle_timeout_ms", config.limits.passthrough_idle_timeout, Anywhere,
+        None, "600000", "Milliseconds that a tunnel to one of a session's passthrough_hosts is \
+         kept on which no byte goes either way."),
     setting!("limits.connect_timeout_ms", config.limits.connect_timeout, Anywhere, None,
         "10000", "Milliseconds for all attempts to connect to one upstream together."),
     setting!("limits.dns_timeout_ms", config.limits.dns_timeout, Anywhere, None,

@@ -15,7 +15,7 @@ pub use address::{AddressRules, Refused, VETTED_LIMIT, VettedAddr, vet};
 pub use catalogue::{Catalogue, Entry};
 pub use cidr::Cidr;
 pub use class::{Class, classify};
-pub use rule::{BadLine, EgressRules, SecretScope};
+pub use rule::{BadLine, EgressRules, PassthroughHosts, SecretScope};
 
 use crate::host;
 use crate::host::HostPort;

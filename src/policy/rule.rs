@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Denial;
 use crate::host;
-use crate::host::{Host, HostPattern, HostPort};
+use crate::host::{HostPattern, HostPort};
 
 /// The ports that a line without a port stands for.
 const WEB_PORTS: [u16; 2] = [443, 80];
@@ -114,13 +114,19 @@ impl EgressRules {
         Err(denial)
     }
 
-    /// Tells whether an exact host with an optional port lies within the rules, as an entry of
-    /// `passthrough_hosts` must. Without a port it does if the host is allowed on any.
-    pub fn admits(&self, host: &Host, port: Option<u16>) -> bool {
-        match (port, &self.hosts) {
-            (Some(port), _) => self.admit(&HostPort::new(host.clone(), port)).is_ok(),
-            (None, Hosts::AnyPublic) => true,
-            (None, Hosts::Listed(patterns)) => patterns.iter().any(|p| p.matches_host(host)),
+    /// Tells whether all hosts of a pattern lie within the rules, as an entry of
+    /// `passthrough_hosts` must. Without a port they do if they are allowed on any.
+    pub fn contain(&self, pattern: &HostPattern) -> bool {
+        let admits = |written| {
+            pattern
+                .port()
+                .is_none_or(|port| self.admits_port(written, port))
+        };
+        match &self.hosts {
+            Hosts::AnyPublic => admits(None),
+            Hosts::Listed(lines) => lines
+                .iter()
+                .any(|line| line.contains(pattern) && admits(line.port())),
         }
     }
 
@@ -183,10 +189,7 @@ impl SecretScope {
     pub fn covers(&self, target: &HostPort) -> bool {
         match &self.0 {
             Scope::AnyHost => true,
-            Scope::Hosts(patterns) => patterns.iter().any(|pattern| {
-                pattern.matches_host(&target.host)
-                    && pattern.port().is_none_or(|port| port == target.port)
-            }),
+            Scope::Hosts(patterns) => covered(patterns, target),
         }
     }
 
@@ -209,6 +212,43 @@ impl SecretScope {
     pub fn is_any_host(&self) -> bool {
         self.0 == Scope::AnyHost
     }
+}
+
+/// The hosts whose tunnels are passed through unread: `passthrough_hosts` on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassthroughHosts(Arc<[HostPattern]>);
+
+impl PassthroughHosts {
+    /// Takes the lines of a list. No line passes nothing through.
+    pub fn listed(patterns: Vec<HostPattern>) -> Self {
+        Self(patterns.into())
+    }
+
+    /// Parses the lines of a list: exact hosts and `*.name`, each with an optional port.
+    ///
+    /// # Errors
+    /// Every line that cannot be read, in order.
+    pub fn parse<L: AsRef<str>>(lines: &[L]) -> Result<Self, Vec<BadLine>> {
+        parse_lines(lines, HostPattern::parse).map(|patterns| Self(patterns.into()))
+    }
+
+    /// Goes through the lines in order.
+    pub fn iter(&self) -> impl Iterator<Item = &HostPattern> {
+        self.0.iter()
+    }
+
+    /// Tells whether a tunnel to this host and port is passed through. A line without a port
+    /// stands for every port; which of them can be reached, egress decides.
+    pub fn cover(&self, target: &HostPort) -> bool {
+        covered(&self.0, target)
+    }
+}
+
+/// Tells whether a line names the host, with the port or with none.
+fn covered(patterns: &[HostPattern], target: &HostPort) -> bool {
+    patterns.iter().any(|pattern| {
+        pattern.matches_host(&target.host) && pattern.port().is_none_or(|port| port == target.port)
+    })
 }
 
 #[cfg(test)]
@@ -371,19 +411,57 @@ mod tests {
             assert!(SecretScope::any_host().overlaps(&pattern), "{text}");
         }
         let egress = EgressRules::parse(&["*.wild.example", "port.example:8443"]).unwrap();
-        for (host, port, expected) in [
-            ("a.wild.example", None, true),
-            ("a.wild.example", Some(443), true),
-            ("a.wild.example", Some(22), false),
-            ("port.example", None, true),
-            ("port.example", Some(443), false),
-            ("other.example", None, false),
+        let within =
+            |rules: &EgressRules, text: &str| rules.contain(&HostPattern::parse(text).unwrap());
+        for (text, expected) in [
+            ("a.wild.example", true),
+            ("a.wild.example:443", true),
+            ("a.wild.example:22", false),
+            ("*.wild.example", true),
+            ("*.a.wild.example:80", true),
+            ("*.a.wild.example:22", false),
+            ("*.port.example", false),
+            ("port.example", true),
+            ("port.example:8443", true),
+            ("port.example:443", false),
+            ("other.example", false),
         ] {
-            let admitted = egress.admits(&Host::parse(host).unwrap(), port);
-            assert_eq!(admitted, expected, "{host} {port:?}");
+            assert_eq!(within(&egress, text), expected, "{text}");
         }
-        let host = Host::parse("a.example").unwrap();
-        assert!(EgressRules::any_public(false).admits(&host, None));
-        assert!(!EgressRules::any_public(false).admits(&host, Some(22)));
+        assert!(within(&egress.with_any_port(), "a.wild.example:22"));
+        for (text, expected) in [
+            ("a.example", true),
+            ("*.a.example:443", true),
+            ("a.example:22", false),
+        ] {
+            assert_eq!(
+                within(&EgressRules::any_public(false), text),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_passed_through_is_what_the_lines_name() {
+        let hosts =
+            PassthroughHosts::parse(&["pinned.example", "*.wild.example:8443", "1.2.3.4"]).unwrap();
+        for (text, expected) in [
+            ("pinned.example:443", true),
+            ("PINNED.example.:22", true),
+            ("a.pinned.example:443", false),
+            ("a.wild.example:8443", true),
+            ("a.wild.example:443", false),
+            ("1.2.3.4:443", true),
+            ("other.example:443", false),
+        ] {
+            assert_eq!(hosts.cover(&target(text)), expected, "{text}");
+        }
+        assert!(!PassthroughHosts::listed(Vec::new()).cover(&target("pinned.example:443")));
+        let bad = PassthroughHosts::parse(&["a.example", "*", "10.0.0.0/8"]).unwrap_err();
+        assert_eq!(
+            bad.iter().map(|line| line.index).collect::<Vec<_>>(),
+            [1, 2]
+        );
     }
 }

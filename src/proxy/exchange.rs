@@ -12,13 +12,14 @@ use super::After;
 use super::context::{Lane, Meter};
 use super::reject::{self, Refusal};
 use super::response::{self, Lost};
+use super::upgrade::{self, Upgrade};
 use crate::audit::{Decision, Record};
 use crate::host::HostPort;
 use crate::session::HostView;
 use crate::upstream::Lease;
 use crate::wire::{
     AnswerHead, Body, Connection, Flow, Framing, RequestHead, Version, clean_request, closes,
-    request_framing, token_list_has,
+    request_framing,
 };
 
 /// Room behind a head for the start of a small body, so that both leave in one write.
@@ -33,6 +34,7 @@ pub(super) struct Outgoing {
     repeatable: bool,
     /// The client wants to send another request afterwards.
     pub(super) keep_alive: bool,
+    pub(super) upgrade: Upgrade,
     pub(super) version: Version,
 }
 
@@ -86,8 +88,13 @@ async fn attempt(
 ) -> Result<After, Refusal> {
     record.request(head.method_text(), path_of(head.target_text()));
     let keep_alive = !closes(&head.fields, head.version) && head.version == Version::Http11;
-    let Admitted { framing, view } = admit(lane, &mut head, target, record)?;
+    let Admitted {
+        framing,
+        view,
+        upgrade,
+    } = admit(lane, &mut head, target, record)?;
     let mut request = prepare(head, framing, keep_alive, down)?;
+    request.upgrade = upgrade;
     // From here on the session is in use; a refused request does not renew it.
     let _in_flight = lane.handle.exchange();
     let meter = lane.meter(record);
@@ -96,6 +103,10 @@ async fn attempt(
         .counters()
         .exchanges
         .fetch_add(1, Ordering::Relaxed);
+    if answer.status == upgrade::SWITCHING_PROTOCOLS {
+        // Boxed, so that every other exchange does not hold its room.
+        return Box::pin(upgrade::run(lane, down, lease, answer, (record, &meter))).await;
+    }
     response::run(lane, down, lease, request, answer, (record, &meter)).await
 }
 
@@ -103,6 +114,7 @@ async fn attempt(
 pub(super) struct Admitted {
     pub(super) framing: Framing,
     pub(super) view: Arc<HostView>,
+    pub(super) upgrade: Upgrade,
 }
 
 /// Checks a request, cleans its head and swaps its tokens. Both protocols come through here.
@@ -120,10 +132,18 @@ pub(super) fn admit(
     check_target(lane, head, target)?;
     check_host(lane, head)?;
     check_expectations(head)?;
+    let upgrade = upgrade::asked(head, framing)?;
     let view = lane.view()?;
     clean_request(head)?;
+    if upgrade == Upgrade::WebSocket {
+        upgrade::put_fields(&mut head.fields);
+    }
     swap(lane, head, &view, record)?;
-    Ok(Admitted { framing, view })
+    Ok(Admitted {
+        framing,
+        view,
+        upgrade,
+    })
 }
 
 /// Tells whether a request may be repeated (RFC 9110 §9.2.2), as far as its method says.
@@ -219,10 +239,6 @@ fn check_expectations(head: &RequestHead) -> Result<(), Refusal> {
             "only Expect: 100-continue is known",
         ));
     }
-    if token_list_has(&head.fields, "upgrade", "websocket") {
-        let message = "upgrades to WebSocket are not available in this version";
-        return Err(Refusal::client(501, "upgrade_not_available", message));
-    }
     Ok(())
 }
 
@@ -279,6 +295,7 @@ fn prepare(
         head,
         flow,
         keep_alive,
+        upgrade: Upgrade::None,
     })
 }
 
@@ -315,7 +332,11 @@ async fn send(
     (record, meter): (&mut Record, &Meter),
 ) -> Result<(Lease, AnswerHead), Refusal> {
     let upstream = &lane.proxy.upstream;
-    let mut lease = unless_gone(down, upstream.lease(lane.handle.pool(), view.grant())).await?;
+    let pool = lane.handle.pool();
+    let mut lease = match request.upgrade {
+        Upgrade::None => unless_gone(down, upstream.lease(pool, view.grant())).await?,
+        Upgrade::WebSocket => unless_gone(down, upstream.lease_fresh(pool, view.grant())).await?,
+    };
     loop {
         record.address(lease.address());
         match response::head(lane, down, &mut lease.connection, request, meter).await {
@@ -327,7 +348,7 @@ async fn send(
                     }
                     request.flow.rewind(written(&request.head, 0));
                 }
-                let fresh = upstream.lease_fresh(lane.handle.pool(), view.grant());
+                let fresh = upstream.lease_fresh(pool, view.grant());
                 lease = unless_gone(down, fresh).await?;
             }
             Err(lost) => return Err(lost.refusal()),

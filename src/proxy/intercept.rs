@@ -52,9 +52,7 @@ async fn accept(
     if !matches!(named, None | Some(Ok(_)))
         || named.is_some_and(|name| name != Ok(target.host.clone()))
     {
-        let mut down = Connection::new(Box::new(start.io));
-        down.send(UNRECOGNIZED_NAME).await?;
-        down.close(proxy.config.linger_timeout).await;
+        refuse_name(proxy, &mut Connection::new(Box::new(start.io))).await?;
         return Ok(None);
     }
     let config = proxy
@@ -68,4 +66,11 @@ async fn accept(
         connection: Connection::new(Box::new(stream)),
         is_h2,
     }))
+}
+
+/// Tells a workload that the tunnel does not lead to the name it asks for.
+pub(super) async fn refuse_name(proxy: &Proxy, down: &mut Connection) -> io::Result<()> {
+    down.send(UNRECOGNIZED_NAME).await?;
+    down.close(proxy.config.linger_timeout).await;
+    Ok(())
 }

@@ -11,12 +11,15 @@ mod detect;
 mod exchange;
 mod intercept;
 mod local;
+mod passthrough;
 mod plain;
 mod probe;
 mod reject;
 mod relay;
 mod response;
+mod splice;
 mod tunnel;
+mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +55,10 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How long a peer may refuse to take bytes of a body that are ready for it.
     pub stall_timeout: Duration,
+    /// How long a WebSocket may stay open on which no byte goes either way.
+    pub websocket_idle_timeout: Duration,
+    /// How long a spliced tunnel may stay open on which no byte goes either way.
+    pub passthrough_idle_timeout: Duration,
     /// How long a connection is read after its last answer, for that answer to arrive.
     pub linger_timeout: Duration,
 }

@@ -15,6 +15,7 @@ use super::After;
 use super::context::{Lane, Meter};
 use super::exchange::{Outgoing, allowed, canonical_framing};
 use super::reject::{self, Refusal};
+use super::upgrade::{self, SWITCHING_PROTOCOLS, Upgrade};
 use crate::audit::{Decision, Record};
 use crate::upstream::Lease;
 use crate::wire::{
@@ -68,6 +69,7 @@ pub(super) async fn head(
         interim_unflushed: false,
         upload_failed: false,
         pass_interim: request.version == Version::Http11,
+        upgrade: request.upgrade,
     };
     poll_fn(|cx| {
         let polled = wait.poll(cx, down, up, &mut request.flow);
@@ -143,8 +145,8 @@ impl AnswerReader {
         self.interim_count == 0
     }
 
-    /// Takes a head that has arrived whole.
-    pub(super) fn take(&mut self, up: &mut Connection) -> Result<Taken, Lost> {
+    /// Takes a head that has arrived whole. A switch of protocols counts only where it may.
+    pub(super) fn take(&mut self, up: &mut Connection, may_switch: bool) -> Result<Taken, Lost> {
         let block = match up.take_head(&mut self.scanner) {
             Ok(Some(block)) => block,
             Ok(None) => return Ok(Taken::Nothing),
@@ -153,8 +155,11 @@ impl AnswerReader {
         self.scanner = HeadScanner::default();
         let mut answer = parse_answer(block).map_err(|_rule| Lost::Upstream)?;
         match answer.status {
-            // Nobody asked for a switch of protocols: upgrades are refused before they leave.
-            101 => Err(Lost::Upstream),
+            SWITCHING_PROTOCOLS if may_switch && upgrade::granted(&answer) => {
+                Ok(Taken::Final(answer))
+            }
+            // A switch that nobody asked for, or before the request was through, is none.
+            SWITCHING_PROTOCOLS => Err(Lost::Upstream),
             100..200 => {
                 self.interim_count += 1;
                 if self.interim_count > INTERIM_LIMIT {
@@ -177,6 +182,7 @@ struct Wait {
     /// The upstream takes no more of the request, but may still say why.
     upload_failed: bool,
     pass_interim: bool,
+    upgrade: Upgrade,
 }
 
 impl Wait {
@@ -190,7 +196,7 @@ impl Wait {
         self.poll_upload(cx, down, up, flow)?;
         loop {
             ready!(self.poll_interim(cx, down))?;
-            match self.reader.take(up)? {
+            match self.reader.take(up, self.may_switch(flow))? {
                 Taken::Final(answer) => return Poll::Ready(Ok(answer)),
                 Taken::Interim(answer) => {
                     if self.pass_interim {
@@ -262,6 +268,11 @@ impl Wait {
         }
         Poll::Ready(Ok(()))
     }
+
+    /// Tells whether the upstream may switch protocols: it was asked to, and has the whole request.
+    fn may_switch(&self, flow: &Flow) -> bool {
+        self.upgrade == Upgrade::WebSocket && flow.is_done()
+    }
 }
 
 /// Tells whether the client has left while its request is not read any more: because all of it went
@@ -327,7 +338,7 @@ pub(super) async fn run(
                 down.reset_when_dropped(false);
             }
             allowed(record, status);
-            if !early && !last_of_upstream {
+            if !early && !last_of_upstream && request.upgrade == Upgrade::None {
                 lease.give_back();
             }
             if keep_alive {

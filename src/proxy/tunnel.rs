@@ -1,4 +1,4 @@
-//! An open tunnel: detect, intercept, relay, and end it when its session says so.
+//! An open tunnel: detect, intercept or pass through, relay, and end it when its session says so.
 //!
 //! The whole tunnel runs beside the session's cut: when that comes, everything the tunnel holds is
 //! dropped at once, its upstream connection included. Called by `connect` after the 200.
@@ -10,11 +10,11 @@ use std::sync::atomic::Ordering;
 use super::connect::allowed;
 use super::context::{Lane, Lanes};
 use super::detect::{Protocol, detect};
-use super::{Proxy, bridge, intercept, relay};
+use super::{Proxy, bridge, intercept, passthrough, relay};
 use crate::audit::{Decision, Record, Traffic};
 use crate::host::HostPort;
 use crate::policy::Scheme;
-use crate::session::Authenticated;
+use crate::session::{Authenticated, TunnelGuard};
 use crate::wire::Connection;
 
 /// How a tunnel ended before it carried anything.
@@ -35,7 +35,7 @@ pub(super) async fn run(
     tokio::select! {
         biased;
         () = guard.cut() => record.decision(Decision::Aborted, "session_cut"),
-        ended = serve(proxy, down, caller, target, (peer, traffic)) => match ended {
+        ended = serve(proxy, down, &guard, target, (peer, traffic), &mut record) => match ended {
             Ok(()) => allowed(&mut record),
             Err((decision, reason)) => {
                 if decision == Decision::Denied {
@@ -50,15 +50,23 @@ pub(super) async fn run(
 async fn serve(
     proxy: &Arc<Proxy>,
     mut down: Connection,
-    caller: &Authenticated,
+    guard: &TunnelGuard,
     target: HostPort,
     facts: (SocketAddr, Arc<Traffic>),
+    record: &mut Record,
 ) -> Result<(), Ended> {
     if !down.wait_input(proxy.config.first_byte_timeout).await {
         return Err((Decision::Aborted, "no_first_byte"));
     }
     let first = down.input.first();
-    let (down, scheme, is_h2) = match first.map_or(Protocol::Unknown, |first| detect(*first)) {
+    let protocol = first.map_or(Protocol::Unknown, |first| detect(*first));
+    if protocol == Protocol::Tls
+        && let Some(grant) = guard.splice(&target)
+    {
+        let tunnel = (guard.handle(), &target, &grant);
+        return Box::pin(passthrough::run(proxy, down, tunnel, &facts.1, record)).await;
+    }
+    let (down, scheme, is_h2) = match protocol {
         Protocol::Tls => {
             let inner = Box::pin(intercept::handshake(proxy, down, &target)).await?;
             (inner.connection, Scheme::Https, inner.is_h2)
@@ -67,7 +75,7 @@ async fn serve(
         Protocol::Unknown => return Err((Decision::Denied, "unknown_protocol")),
     };
     // The session may have been patched since the CONNECT.
-    let lane = Lane::open(proxy, caller.handle(), target, scheme, facts)
+    let lane = Lane::open(proxy, guard.handle(), target, scheme, facts)
         .map_err(|denial| (Decision::Denied, denial.code()))?;
     if is_h2 {
         Box::pin(bridge::run(Lanes::new(lane, proxy), down)).await;

@@ -16,7 +16,7 @@ use super::spec::{Form, Spec};
 use super::view::{HostView, SessionView};
 use crate::host::HostPort;
 use crate::id::{SessionId, TenantId};
-use crate::policy::{AddressRules, Denial, Scheme};
+use crate::policy::{AddressRules, Denial, Grant, Scheme};
 use crate::secret::Fingerprint;
 use crate::upstream::Pool;
 
@@ -166,9 +166,10 @@ impl SessionHandle {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(standing);
         self.version.store(version, Ordering::Release);
-        let cut = self
-            .open
-            .cut_unless(|target| view.decide(target, &self.rules).is_ok());
+        let cut = self.open.cut_unless(|target, is_spliced| {
+            let grant = view.decide(target, &self.rules);
+            grant.is_ok() && (!is_spliced || view.splice(target, &self.rules).is_some())
+        });
         tracing::debug!(session = %self.id, cut, "session patched");
     }
 
@@ -188,6 +189,25 @@ pub struct TunnelGuard {
 }
 
 impl TunnelGuard {
+    /// Returns the session.
+    pub fn handle(&self) -> &Arc<SessionHandle> {
+        &self.handle
+    }
+
+    /// Asks whether the tunnel to this target is to be passed through unread, as the session stands
+    /// now. After a yes, a patch that takes the host from those cuts it.
+    pub fn splice(&self, target: &HostPort) -> Option<Grant> {
+        // Noted first: a patch looks for notes after its view is in place, so that one of the two
+        // sees the other.
+        self.handle.open.set_spliced(self.key, true);
+        let view = Arc::clone(&self.handle.standing().view);
+        let grant = view.splice(target, &self.handle.rules);
+        if grant.is_none() {
+            self.handle.open.set_spliced(self.key, false);
+        }
+        grant
+    }
+
     /// Waits until the tunnel must end: its session ended, or its host left the policy.
     pub async fn cut(&self) {
         self.cut.cancelled().await;

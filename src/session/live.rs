@@ -384,6 +384,7 @@ pub(super) fn make_view(
         version,
         sealed,
         egress: spec.egress.clone(),
+        passthrough: spec.passthrough.clone(),
         allow_plaintext: spec.allow_plaintext,
     };
     (view, fresh)

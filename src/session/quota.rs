@@ -16,27 +16,50 @@ use crate::host::HostPort;
 #[derive(Debug, Default)]
 pub(super) struct Open {
     next: AtomicU64,
-    tunnels: Mutex<HashMap<u64, (HostPort, CancellationToken)>>,
+    tunnels: Mutex<HashMap<u64, Tunnel>>,
     exchanges: AtomicU64,
+}
+
+/// One open tunnel.
+#[derive(Debug)]
+struct Tunnel {
+    target: HostPort,
+    /// Passed through unread, so that no request of it asks the policy again.
+    is_spliced: bool,
+    cut: CancellationToken,
 }
 
 impl Open {
     /// Enters a tunnel to a target. It ends when the session's or its own token is cancelled.
     pub(super) fn enter(&self, target: HostPort, cut: CancellationToken) -> u64 {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(key, (target, cut));
+        let tunnel = Tunnel {
+            target,
+            is_spliced: false,
+            cut,
+        };
+        self.lock().insert(key, tunnel);
         key
+    }
+
+    /// Notes whether a tunnel is passed through unread.
+    pub(super) fn set_spliced(&self, key: u64, is_spliced: bool) {
+        if let Some(tunnel) = self.lock().get_mut(&key) {
+            tunnel.is_spliced = is_spliced;
+        }
     }
 
     pub(super) fn leave(&self, key: u64) {
         self.lock().remove(&key);
     }
 
-    /// Cuts the tunnels whose target fails the test. Returns how many.
-    pub(super) fn cut_unless(&self, allowed: impl Fn(&HostPort) -> bool) -> usize {
+    /// Cuts the tunnels whose target fails the test, which is told whether they are passed through
+    /// unread. Returns how many.
+    pub(super) fn cut_unless(&self, allowed: impl Fn(&HostPort, bool) -> bool) -> usize {
         let tunnels = self.lock();
-        let lost = tunnels.values().filter(|(target, _)| !allowed(target));
-        lost.map(|(_, cut)| cut.cancel()).count()
+        let all = tunnels.values();
+        let lost = all.filter(|tunnel| !allowed(&tunnel.target, tunnel.is_spliced));
+        lost.map(|tunnel| tunnel.cut.cancel()).count()
     }
 
     pub(super) fn tunnels(&self) -> usize {
@@ -48,7 +71,7 @@ impl Open {
         self.exchanges.load(Ordering::Acquire) > 0
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (HostPort, CancellationToken)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Tunnel>> {
         self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::policy::{BadLine, Catalogue, EgressPolicy, EgressRules, Entry, SecretScope};
+use crate::policy::{
+    BadLine, Catalogue, EgressPolicy, EgressRules, Entry, PassthroughHosts, SecretScope,
+};
 use crate::sealed_token::{Places, Prefix};
 use crate::secret::Secret;
 
@@ -104,6 +106,8 @@ pub struct Form {
     pub allowed_egress: Option<Vec<String>>,
     /// The places of secrets that name none.
     pub inject: Option<Vec<String>>,
+    /// The hosts whose tunnels are passed through unread.
+    pub passthrough_hosts: Vec<String>,
     /// The lifetime after the last use, in seconds.
     pub ttl_seconds: Option<u64>,
     /// The lifetime after creation, in seconds.
@@ -151,6 +155,8 @@ pub struct Spec {
     pub secrets: Vec<SecretSpec>,
     /// Which hosts may be reached.
     pub egress: EgressPolicy,
+    /// Which of them are passed through unread: none to which a secret may go.
+    pub passthrough: PassthroughHosts,
     /// The lifetime after the last use.
     pub ttl: Duration,
     /// The lifetime after creation.
@@ -176,6 +182,7 @@ impl Spec {
         check.counts();
         let secrets = check.secrets();
         let egress = check.egress();
+        let passthrough = check.passthrough(&secrets, &egress);
         let (ttl, max_lifetime) = check.lifetimes();
         check.metadata();
         if !check.errors.is_empty() {
@@ -184,6 +191,7 @@ impl Spec {
         Ok(Self {
             secrets,
             egress,
+            passthrough,
             ttl: Duration::from_secs(ttl),
             max_lifetime: Duration::from_secs(max_lifetime),
             allow_plaintext: form.allow_plaintext.unwrap_or(false),
@@ -425,6 +433,48 @@ impl Check<'_> {
         })
     }
 
+    /// Checks that what is passed through unread may be reached, and that no secret may go there:
+    /// it could not be swapped, and a session that looks as if it were would mislead.
+    fn passthrough(&mut self, secrets: &[SecretSpec], egress: &EgressPolicy) -> PassthroughHosts {
+        const FIELD: &str = "passthrough_hosts";
+        let hosts = PassthroughHosts::parse(&self.form.passthrough_hosts).unwrap_or_else(|lines| {
+            self.bad_hosts(FIELD, lines);
+            PassthroughHosts::listed(Vec::new())
+        });
+        let has = |bad: fn(&FieldError) -> bool| self.errors.iter().any(bad);
+        if has(|error| error.code == "too_many") {
+            // The work grows with the product of the lists.
+            return hosts;
+        }
+        // What is bad itself is not compared with.
+        let egress_is_bad = has(|error| error.field.starts_with("allowed_egress"));
+        let mut scopes: Vec<&SecretSpec> = Vec::new();
+        for secret in secrets {
+            let shared = |other: &&SecretSpec| Arc::ptr_eq(&other.hosts, &secret.hosts);
+            if !scopes.iter().any(shared) {
+                scopes.push(secret);
+            }
+        }
+        for (index, pattern) in hosts.iter().enumerate() {
+            let field = format!("{FIELD}[{index}]");
+            if !egress_is_bad && !egress.rules().contain(pattern) {
+                self.fail(
+                    &field,
+                    "not_in_allowed_egress",
+                    "is not within allowed_egress",
+                );
+            }
+            if let Some(secret) = scopes.iter().find(|it| it.scope.overlaps(pattern)) {
+                let message = format!(
+                    "{} may go to this host, and nothing is swapped where nothing is read",
+                    secret.name
+                );
+                self.fail(&field, "overlaps_secret", message);
+            }
+        }
+        hosts
+    }
+
     fn lifetimes(&mut self) -> (u64, u64) {
         let form = self.form;
         let lifetime = form.max_lifetime_seconds.unwrap_or(MAX_LIFETIME_SECONDS);
@@ -456,7 +506,10 @@ impl Check<'_> {
             .secrets
             .values()
             .filter_map(|secret| secret.hosts.as_ref());
-        let lists = own.chain(&form.secret_hosts).chain(&form.allowed_egress);
+        let lists = own
+            .chain(&form.secret_hosts)
+            .chain(&form.allowed_egress)
+            .chain([&form.passthrough_hosts]);
         if lists.map(Vec::len).sum::<usize>() > HOSTS_LIMIT {
             let message = format!("at most {HOSTS_LIMIT} hosts in all lists together");
             self.fail("allowed_egress", "too_many", message);

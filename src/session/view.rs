@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::host::HostPort;
-use crate::policy::{AddressRules, Denial, EgressPolicy, Grant, Scheme, SecretScope};
+use crate::policy::{
+    AddressRules, Denial, EgressPolicy, Grant, PassthroughHosts, Scheme, SecretScope,
+};
 use crate::sealed_token::{Place, Places, SealedToken, TokenId};
 use crate::secret::Secret;
 use crate::swap::{Lookup, Opening};
@@ -29,6 +31,7 @@ pub struct SessionView {
     pub(super) version: u64,
     pub(super) sealed: Vec<Sealed>,
     pub(super) egress: EgressPolicy,
+    pub(super) passthrough: PassthroughHosts,
     pub(super) allow_plaintext: bool,
 }
 
@@ -39,6 +42,15 @@ impl SessionView {
     /// The reason why it may not be reached.
     pub fn decide(&self, target: &HostPort, rules: &AddressRules) -> Result<Grant, Denial> {
         self.egress.decide(target, rules)
+    }
+
+    /// Grants a tunnel to a target that is passed through unread; nothing where it is not one of
+    /// these, or may not be reached.
+    pub fn splice(&self, target: &HostPort, rules: &AddressRules) -> Option<Grant> {
+        if !self.passthrough.cover(target) {
+            return None;
+        }
+        self.decide(target, rules).ok()
     }
 
     /// Makes the part of the view that one host may see.

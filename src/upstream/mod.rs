@@ -2,8 +2,8 @@
 //!
 //! A [`Lease`] is had only against a [`Grant`], is dialled only to addresses that were vetted, and
 //! over TLS only after the certificate was verified against the name. Connections belong to one
-//! [`Pool`], one per session, so that no two sessions share one. Called by the relay and by the
-//! service's own calls.
+//! [`Pool`], one per session, so that no two sessions share one; only what is passed through unread
+//! is dialled on its own. Called by the relay, by passthrough and by the service's own calls.
 //!
 //! With an upstream proxy every connection goes through a tunnel of its, to the vetted address.
 
@@ -170,6 +170,15 @@ impl Upstream {
             }
         };
         Ok(pool.hold(grant, io, address))
+    }
+
+    /// Dials a connection that belongs to no pool and speaks nothing yet: TLS in it is between the
+    /// workload and the upstream. Returns also the address that was dialled.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn dial(&self, grant: &Grant) -> Result<(Io, SocketAddr), Error> {
+        self.connect(grant).await
     }
 
     /// Finds a way for one request of a client that speaks HTTP/2: a place on a connection that the

@@ -356,6 +356,14 @@ impl Connection {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
+    /// Says that nothing more will be written, once all that was written is flushed.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
     /// Says that nothing more will be written, within a short time.
     pub async fn close(&mut self, within: Duration) {
         if timeout_at(Instant::now() + within, self.io.shutdown())

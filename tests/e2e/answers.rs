@@ -117,6 +117,11 @@ const HOSTILE: &[(&str, &str, &str)] = &[
         "http_response_invalid",
     ),
     (
+        "101 to WebSocket that nobody asked for",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
         "an interim answer with a body",
         "HTTP/1.1 103 Early Hints\r\nContent-Length: x\r\n\r\n",
         "http_response_invalid",

@@ -141,18 +141,6 @@ async fn a_bad_field_of_a_session_is_named() {
             "metadata too_large",
         ),
         (
-            beside("passthrough_hosts", json!(["a.example.com"])),
-            "passthrough_hosts not_available",
-        ),
-        (
-            beside("passthrough_hosts", json!("a")),
-            "passthrough_hosts wrong_type",
-        ),
-        (
-            beside("passthrough_hosts", json!([1])),
-            "passthrough_hosts[0] wrong_type",
-        ),
-        (
             beside("scrub_responses", json!(true)),
             "scrub_responses not_available",
         ),
@@ -165,6 +153,43 @@ async fn a_bad_field_of_a_session_is_named() {
             beside("allowed_egres", json!([])),
             "allowed_egres unknown_field",
         ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_bad_list_of_hosts_to_pass_through_is_named() {
+    let beside = |value: Value| json!({"secrets": {}, "passthrough_hosts": value});
+    each_is_refused([
+        (
+            beside(json!(["a.example.com", "*"])),
+            "passthrough_hosts[1] bad_host",
+        ),
+        (
+            json!({
+                "secrets": {},
+                "allowed_egress": ["a.example.com"],
+                "passthrough_hosts": ["a.example.com", "b.example.com"],
+            }),
+            "passthrough_hosts[1] not_in_allowed_egress",
+        ),
+        (
+            json!({
+                "secrets": {},
+                "allowed_egress": [1],
+                "passthrough_hosts": ["a.example.com"],
+            }),
+            "allowed_egress[0] wrong_type",
+        ),
+        (
+            json!({
+                "secrets": {"ANTHROPIC_API_KEY": CANARY},
+                "passthrough_hosts": ["api.anthropic.com"],
+            }),
+            "passthrough_hosts[0] overlaps_secret",
+        ),
+        (beside(json!("a")), "passthrough_hosts wrong_type"),
+        (beside(json!([1])), "passthrough_hosts[0] wrong_type"),
     ])
     .await;
 }

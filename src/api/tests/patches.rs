@@ -153,7 +153,7 @@ async fn a_bad_patch_names_its_fields_and_changes_nothing() {
         ),
         (
             json!({"passthrough_hosts": ["a.example"]}),
-            vec!["passthrough_hosts not_available"],
+            vec!["passthrough_hosts[0] not_in_allowed_egress"],
         ),
         (
             json!({"allowed_egress": ["*"], "ttl_seconds": "1"}),

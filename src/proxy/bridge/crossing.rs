@@ -147,7 +147,7 @@ impl Crossing {
                 }
             }
             loop {
-                match reader.take(up) {
+                match reader.take(up, false) {
                     Ok(Taken::Final(answer)) => return Poll::Ready(Ok(answer)),
                     // Interim answers are absorbed: most clients cannot take them over HTTP/2.
                     Ok(Taken::Interim(_)) => continue,

@@ -202,7 +202,7 @@ async fn attempt(
     let trailers_wanted = is_trailers_wanted(&parts);
     let mut head = request_from_parts(&parts)?;
     drop(parts);
-    let Admitted { framing, view } = admit(lane, &mut head, None, record)?;
+    let Admitted { framing, view, .. } = admit(lane, &mut head, None, record)?;
     let bodyless = body.is_end_stream();
     let outgoing = Outgoing {
         repeatable: bodyless && repeatable(head.method()),

@@ -166,6 +166,51 @@ async fn only_tunnels_whose_host_left_are_cut() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_is_passed_through_is_cut_when_its_host_is_not_any_more() {
+    let world = World::new();
+    let hosts = &["*.pinned.example", "kept.example:443"];
+    let created = world
+        .create(Form {
+            passthrough_hosts: texts(hosts),
+            ..Form::default()
+        })
+        .await;
+    let enter = |host: &str| (created.handle.enter(&target(host)), target(host));
+    let [left, kept, read, other] = [
+        "a.pinned.example:443",
+        "kept.example:443",
+        "a.pinned.example:443",
+        "other.example:443",
+    ]
+    .map(enter);
+    let splices = |(guard, target): &(TunnelGuard, _)| guard.splice(target).is_some();
+    assert!(splices(&left) && splices(&kept) && !splices(&other));
+    assert_eq!(
+        left.0.splice(&left.1).unwrap().target(),
+        &target("a.pinned.example:443")
+    );
+    world
+        .patch(&created.handle, |form| {
+            form.passthrough_hosts = texts(&["kept.example"]);
+        })
+        .await;
+    let cut = [&left, &kept, &read, &other].map(|(guard, _)| is_cut(guard));
+    // The third one goes to the same host, and is read.
+    assert_eq!(cut, [true, false, false, false]);
+    assert!(!splices(&read) && splices(&kept));
+    world
+        .patch(&created.handle, |form| {
+            form.allowed_egress = Some(texts(&["kept.example:80"]));
+        })
+        .await;
+    assert!(is_cut(&kept.0) && is_cut(&other.0));
+    assert!(
+        !splices(&kept),
+        "what may not be reached is not passed through"
+    );
+}
+
+#[tokio::test]
 async fn a_bad_patch_changes_nothing() {
     let world = World::new();
     let created = world.create(one_secret()).await;

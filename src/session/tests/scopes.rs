@@ -271,3 +271,85 @@ fn egress_is_what_was_listed() {
         }
     }
 }
+
+#[test]
+fn what_is_passed_through_lies_in_the_egress_and_meets_no_secret() {
+    let asked = |egress: Option<&[&str]>, hosts: &[&str]| Form {
+        allowed_egress: egress.map(texts),
+        passthrough_hosts: texts(hosts),
+        secret_hosts: Some(texts(&["shared.example.com"])),
+        ..form([
+            ("A", scoped(CANARY, &["a.example.com:8443"])),
+            ("B", secret(CANARY)),
+            ("C", secret(CANARY)),
+        ])
+    };
+    let within: &[&str] = &["*.example.com", "a.example.com:8443"];
+    let cases: [(_, &[&str], _); 11] = [
+        (None, &[], ""),
+        (None, &["pinned.example.com", "*.pinned.org"], ""),
+        (
+            Some(within),
+            &["pinned.example.com", "*.p.example.com:443"],
+            "",
+        ),
+        (
+            Some(within),
+            &["pinned.org"],
+            "passthrough_hosts[0] not_in_allowed_egress",
+        ),
+        (
+            Some(within),
+            &["*.org.uk"],
+            "passthrough_hosts[0] not_in_allowed_egress",
+        ),
+        (
+            None,
+            &["pinned.org:8443"],
+            "passthrough_hosts[0] not_in_allowed_egress",
+        ),
+        (
+            None,
+            &["x.org", "shared.example.com"],
+            "passthrough_hosts[1] overlaps_secret",
+        ),
+        (
+            None,
+            &["*.example.com"],
+            "passthrough_hosts[0] overlaps_secret",
+        ),
+        (None, &["a.example.com:443"], ""),
+        (
+            Some(within),
+            &["a.example.com:8443"],
+            "passthrough_hosts[0] overlaps_secret",
+        ),
+        (
+            None,
+            &["x.org", "*", "10.0.0.0/8"],
+            "passthrough_hosts[1] bad_host, passthrough_hosts[2] bad_host",
+        ),
+    ];
+    for (egress, hosts, expected) in cases {
+        let faults = faults(&asked(egress, hosts)).join(", ");
+        assert_eq!(faults, expected, "{egress:?} {hosts:?}");
+    }
+    // What may go everywhere meets everything, and the catalogue's hosts count as well.
+    let unscoped = Options {
+        unscoped_secrets: true,
+        ..options()
+    };
+    for (name, hosts, unscoped, expected) in [
+        ("NEW", "pinned.org", &unscoped, true),
+        ("ANTHROPIC_API_KEY", "pinned.org", &options(), false),
+        ("ANTHROPIC_API_KEY", "*.anthropic.com", &options(), true),
+    ] {
+        let form = Form {
+            passthrough_hosts: texts(&[hosts]),
+            ..form([(name, secret(CANARY))])
+        };
+        let errors = Spec::parse(&form, unscoped).err().unwrap_or_default();
+        let overlaps = errors.iter().any(|error| error.code == "overlaps_secret");
+        assert_eq!(overlaps, expected, "{name} {hosts}");
+    }
+}

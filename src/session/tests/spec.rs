@@ -154,6 +154,10 @@ fn all_lists_together_have_at_most_a_thousand_hosts() {
         allowed_egress: Some(numbered(egress)),
         ..with(|it| it.hosts = Some(numbered(own)))
     };
+    let passed = |count: usize, name: &str| Form {
+        passthrough_hosts: (0..count).map(|n| format!("p{n}.{name}")).collect(),
+        ..with(|it| it.hosts = Some(vec!["p0.meets.example".to_owned()]))
+    };
     let too_many = "allowed_egress too_many";
     each_has([
         (spread(1000, 0, 0), ""),
@@ -164,6 +168,13 @@ fn all_lists_together_have_at_most_a_thousand_hosts() {
         (spread(1, 0, 1000), too_many),
         (spread(300, 300, 400), ""),
         (spread(300, 301, 400), too_many),
+        (passed(999, "other.example"), ""),
+        (
+            passed(999, "meets.example"),
+            "passthrough_hosts[0] overlaps_secret",
+        ),
+        // What is too much is not compared.
+        (passed(1000, "meets.example"), too_many),
     ]);
 }
 
