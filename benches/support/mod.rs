@@ -5,6 +5,8 @@
 //! connection, bodies with a length. Nothing here is a model of how HTTP should be spoken.
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
+pub(crate) mod vault;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +38,20 @@ pub(crate) struct Origin {
 impl Origin {
     /// Starts on a thread of its own, which ends with the process.
     pub(crate) fn start() -> Self {
+        Self::serving(&[], |stream| async move {
+            let mut stream = stream;
+            let _end = answer(&mut stream).await;
+        })
+    }
+
+    /// Starts with a protocol of the caller's, on a thread of its own.
+    pub(crate) fn serving<F>(
+        alpn: &[&[u8]],
+        serve: impl Fn(tokio_rustls::server::TlsStream<TcpStream>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut root = rcgen::CertificateParams::default();
         root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -47,18 +63,19 @@ impl Origin {
         let chain = vec![leaf.signed_by(&leaf_key, &issuer).unwrap().der().clone()];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let address = on_own_thread(move |stream| {
-            let acceptor = acceptor.clone();
+            let (acceptor, serve) = (acceptor.clone(), serve.clone());
             async move {
-                if let Ok(mut stream) = acceptor.accept(stream).await {
-                    let _end = answer(&mut stream).await;
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve(stream).await;
                 }
             }
         });
@@ -169,6 +186,11 @@ async fn read_body(
 
 /// The client's side of TLS: TLS 1.3, X25519, no resumption.
 pub(crate) fn connector(ca_pem: &str) -> TlsConnector {
+    connector_for(ca_pem, b"http/1.1")
+}
+
+/// The same, for a protocol of the caller's choice.
+pub(crate) fn connector_for(ca_pem: &str, protocol: &[u8]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
@@ -181,7 +203,7 @@ pub(crate) fn connector(ca_pem: &str) -> TlsConnector {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.resumption = rustls::client::Resumption::disabled();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     TlsConnector::from(Arc::new(config))
 }
 
@@ -208,8 +230,10 @@ pub(crate) struct Way {
     pub(crate) tls: TlsConnector,
 }
 
-impl Client {
-    pub(crate) async fn connect(way: &Way) -> io::Result<Self> {
+impl Way {
+    /// Connects as far as the origin's TLS, or the proxy's in its place.
+    pub(crate) async fn open(&self) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let way = self;
         let mut tcp = TcpStream::connect(way.address).await?;
         tcp.set_nodelay(true)?;
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -226,7 +250,14 @@ impl Client {
             }
         }
         let name = ServerName::try_from(HOST).unwrap();
-        let stream = way.tls.connect(name, tcp).await?;
+        way.tls.connect(name, tcp).await
+    }
+}
+
+impl Client {
+    pub(crate) async fn connect(way: &Way) -> io::Result<Self> {
+        let stream = way.open().await?;
+        let buffer = vec![0; BUFFER_BYTES];
         let host = way.target.clone().unwrap_or_else(|| HOST.to_owned());
         Ok(Self {
             stream: Box::new(stream),
