@@ -16,7 +16,7 @@ use super::crossing::Crossing;
 use super::ledger::Ledger;
 use super::pace::{Pace, Way};
 use super::reset_error;
-use super::upload::cleaned;
+use super::upload::{cleaned, is_cut};
 use crate::audit::Decision;
 use crate::proxy::context::Meter;
 use crate::upstream::{BodyError, Taken};
@@ -62,8 +62,12 @@ impl AnswerBody {
             Source::Own(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Source::Http1(crossing) => crossing.poll_frame(cx, &mut self.ledger),
             Source::Http2(body, _place) => {
-                let frame = match ready!(Pin::new(body).poll_frame(cx)) {
+                let frame = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                     Some(Ok(frame)) => frame,
+                    None if is_cut(body) => {
+                        self.ledger.settle(Decision::Failed, "upstream_cut");
+                        return Poll::Ready(Some(Err(reset_error(h2::Reason::INTERNAL_ERROR))));
+                    }
                     None => return Poll::Ready(None),
                     Some(Err(error)) => return Poll::Ready(Some(Err(self.cut(&error)))),
                 };

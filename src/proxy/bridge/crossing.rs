@@ -15,7 +15,7 @@ use super::Outgoing;
 use super::answer::Source;
 use super::ledger::Ledger;
 use super::upload::Upload;
-use super::{Failure, no_route, reset_error};
+use super::{Failure, gone, no_route, reset_error};
 use crate::audit::Decision;
 use crate::proxy::context::{Lane, Meter};
 use crate::proxy::exchange::written;
@@ -104,7 +104,7 @@ impl Crossing {
                     let fresh = upstream.lease_fresh(lane.handle.pool(), view.grant());
                     lease = fresh.await.map_err(|error| no_route(&error))?;
                 }
-                Err(Lost::Client) => return Err(Failure::Reset(h2::Reason::CANCEL)),
+                Err(Lost::Client) => return Err(gone(ledger)),
                 Err(lost) => return Err(lost.refusal().into()),
             }
         };

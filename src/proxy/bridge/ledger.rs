@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pace::{Active, Pace};
+use super::upload::Fault;
 use crate::audit::{Decision, Record};
 use crate::proxy::context::{Lane, Meter};
 use crate::proxy::reject::Refusal;
@@ -24,7 +25,7 @@ pub(super) struct Ledger {
     /// Ends what is left of the request when the answer has ended.
     over: DropGuard,
     /// What was wrong with the body of the request.
-    fault: Arc<OnceLock<crate::wire::Error>>,
+    fault: Arc<OnceLock<Fault>>,
     in_flight: Option<ExchangeGuard>,
     _active: Active,
 }
@@ -71,12 +72,12 @@ impl Ledger {
     }
 
     /// Returns what was wrong with the body of the request, once that is known.
-    pub(super) fn fault(&self) -> Option<crate::wire::Error> {
+    pub(super) fn fault(&self) -> Option<Fault> {
         self.fault.get().copied()
     }
 
     /// Returns where the body of the request says what is wrong with it.
-    pub(super) fn faults(&self) -> Arc<OnceLock<crate::wire::Error>> {
+    pub(super) fn faults(&self) -> Arc<OnceLock<Fault>> {
         Arc::clone(&self.fault)
     }
 

@@ -42,7 +42,7 @@ use answer::{AnswerBody, Source};
 use crossing::Crossing;
 use ledger::Ledger;
 use pace::{Activity, Streams};
-use upload::UploadBody;
+use upload::{Fault, UploadBody};
 
 /// How many streams a workload may have open at once on one connection.
 const STREAM_LIMIT: u32 = 100;
@@ -91,15 +91,21 @@ pub(super) async fn run(lanes: Lanes, down: Connection) {
         () = activity.idle(config.first_byte_timeout, config.idle_timeout) => {}
         () = drain.draining() => {}
     }
-    // No new streams; those that are open go on. A client that does not close is not waited for.
+    // No new streams; those that are open go on, and those that were under way when it was said. A
+    // client that does not close is not waited for.
     connection.as_mut().graceful_shutdown();
-    tokio::select! {
-        biased;
-        ended = connection.as_mut() => return note(ended),
-        () = activity.all_ended() => {}
-    }
-    if let Ok(ended) = timeout(config.linger_timeout, connection).await {
-        note(ended);
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return note(ended),
+            () = activity.all_ended() => {}
+        }
+        if let Ok(ended) = timeout(config.linger_timeout, connection.as_mut()).await {
+            return note(ended);
+        }
+        if !activity.is_any_open() {
+            return;
+        }
     }
 }
 
@@ -277,12 +283,7 @@ async fn over_http2(
                 return Ok((head, Source::Http2(body, taken)));
             }
             Err(SendError::Unsent(again)) if tries < 3 => request = *again,
-            Err(_) if ledger.fault().is_some() => {
-                return Err(ledger
-                    .fault()
-                    .map_or_else(reject::no_answer, Refusal::from)
-                    .into());
-            }
+            Err(_) if ledger.fault().is_some() => return Err(at_fault(ledger)),
             // It says of itself that it was not processed (RFC 9113 §8.7).
             Err(SendError::Reset(h2::Reason::REFUSED_STREAM)) if tries < 2 && outgoing.bodyless => {
                 request = to_http2(lane, &mut outgoing, ledger)?;
@@ -305,6 +306,20 @@ async fn over_http2(
             Route::Http1(_) => return Err(reject::no_answer().into()),
         };
     }
+}
+
+/// Tells the workload that its body was at fault, or nobody where it gave its stream up.
+fn at_fault(ledger: &mut Ledger) -> Failure {
+    match ledger.fault() {
+        Some(Fault::Broken(rule)) => rule.into(),
+        Some(Fault::Gone) | None => gone(ledger),
+    }
+}
+
+/// Notes that the workload gave its stream up.
+fn gone(ledger: &mut Ledger) -> Failure {
+    ledger.settle(Decision::Aborted, "client_gone");
+    Failure::Reset(h2::Reason::CANCEL)
 }
 
 fn to_http2(

@@ -174,6 +174,11 @@ impl Activity {
         }
     }
 
+    /// Tells whether a stream is open.
+    pub(super) fn is_any_open(&self) -> bool {
+        self.open.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until no stream is open.
     pub(super) async fn all_ended(&self) {
         while self.open.load(Ordering::Acquire) > 0 {

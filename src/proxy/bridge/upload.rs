@@ -14,15 +14,18 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::ledger::Ledger;
 use super::pace::{Pace, Way};
+use super::reset_error;
 use crate::proxy::context::Meter;
 use crate::upstream::BodyError;
 use crate::wire::{Connection, FlowError, Framing, Outbox, trailers_from_map, trailers_to_map};
 
-/// Says why the body of a request ends early.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error("the exchange is over")]
-    Over,
+/// What was wrong with the body of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    /// It broke a rule.
+    Broken(crate::wire::Error),
+    /// The workload gave its stream up.
+    Gone,
 }
 
 /// A body from one HTTP/2 connection to another.
@@ -31,7 +34,7 @@ pub(super) struct UploadBody {
     meter: Arc<Meter>,
     pace: Arc<Pace>,
     over: Pin<Box<WaitForCancellationFutureOwned>>,
-    fault: Arc<OnceLock<crate::wire::Error>>,
+    fault: Arc<OnceLock<Fault>>,
 }
 
 impl UploadBody {
@@ -43,6 +46,19 @@ impl UploadBody {
             over: Box::pin(ledger.over().cancelled_owned()),
             fault: ledger.faults(),
         }
+    }
+
+    /// Notes that the workload gave its stream up.
+    fn gone(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let _known = self.fault.set(Fault::Gone);
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Drop for UploadBody {
+    /// Nobody asks for more after the last frame: from here on the upstream keeps nobody waiting.
+    fn drop(&mut self) {
+        self.pace.asked(Way::Up);
     }
 }
 
@@ -57,12 +73,14 @@ impl Body for UploadBody {
         let this = &mut *self;
         this.pace.asked(Way::Up);
         if this.over.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(Ended::Over.into())));
+            return Poll::Ready(Some(Err(reset_error(h2::Reason::CANCEL))));
         }
-        let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(cx)) else {
-            return Poll::Ready(None);
+        let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return this.gone(error.into()),
+            None if is_cut(&this.body) => return this.gone(reset_error(h2::Reason::CANCEL)),
+            None => return Poll::Ready(None),
         };
-        let frame = frame?;
         if let Some(data) = frame.data_ref() {
             this.meter.add_up(data.len());
             this.pace.gave(Way::Up);
@@ -70,7 +88,7 @@ impl Body for UploadBody {
         match frame.into_trailers() {
             Err(frame) => Poll::Ready(Some(Ok(frame))),
             Ok(trailers) => Poll::Ready(Some(cleaned(&trailers).map_err(|rule| {
-                let _known = this.fault.set(rule);
+                let _known = this.fault.set(Fault::Broken(rule));
                 rule.into()
             }))),
         }
@@ -79,6 +97,12 @@ impl Body for UploadBody {
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
+}
+
+/// Tells whether a body that has no more frames was cut: a reset that gives no error as its reason
+/// looks like an end.
+pub(super) fn is_cut(body: &Incoming) -> bool {
+    !body.is_end_stream()
 }
 
 /// Cleans trailers on their way from one HTTP/2 connection to another.
@@ -143,13 +167,14 @@ impl Upload {
                 ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
                 return Poll::Ready(Ok(()));
             };
-            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
                 ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
                 return Poll::Pending;
             };
             match frame {
                 Some(Ok(frame)) => self.take(frame)?,
                 Some(Err(_reset)) => return Poll::Ready(Err(FlowError::SenderGone)),
+                None if is_cut(body) => return Poll::Ready(Err(FlowError::SenderGone)),
                 None => self.end(b"\r\n")?,
             }
         }
