@@ -2,7 +2,7 @@
 
 binary := $(abspath $(or $(CARGO_TARGET_DIR),target)/debug/oshu-vault)
 
-.PHONY: run check fmt formatted lint test suites e2e bench deny doc sdk
+.PHONY: run check fmt formatted lint test suites e2e soak bench deny doc sdk
 
 run:
 	cargo run --locked -- serve --dev
@@ -29,6 +29,12 @@ suites:
 
 e2e:
 	tests/prepare.sh cargo test --locked --test e2e
+
+# What no other target waits for, about eleven minutes: the real program with its limits as they
+# are, 1 GiB up and down, uploads and silences of ten minutes, on HTTP/1.1 and HTTP/2 at once.
+# SOAK_MINUTES=1 for a quick look.
+soak:
+	cargo test --release --locked --test e2e binary::soak:: -- --ignored --nocapture
 
 bench:
 	cargo bench --locked

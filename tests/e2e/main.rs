@@ -1,8 +1,9 @@
 //! The end-to-end suite: the whole service in one process, driven over real sockets.
 //!
 //! One module per capability. The origins stand on loopback with certificates made at run time,
-//! and what counts is the raw bytes that they received. No test sleeps, names a fixed port or
-//! leaves the machine; every wait has a deadline that only a failing test reaches.
+//! and what counts is the raw bytes that they received. No test names a fixed port or
+//! leaves the machine, none sleeps but to outlast a limit that must not end anything, and every wait
+//! has a deadline that only a failing test reaches.
 #![allow(
     clippy::disallowed_methods,
     clippy::expect_used,
@@ -20,6 +21,7 @@ mod addresses;
 mod answers;
 mod audit;
 mod binary;
+mod bodies;
 mod claude;
 mod connect;
 mod curl;

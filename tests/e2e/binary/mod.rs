@@ -10,6 +10,7 @@ mod env;
 mod leaks;
 mod lifecycle;
 mod listeners;
+mod soak;
 mod verbs;
 
 use std::net::SocketAddr;

@@ -1,4 +1,7 @@
 //! Bodies on HTTP/2 streams that end in other ways than by their end, and records that say so.
+//!
+//! A reset is a cut whatever reason it gives. A body that is through holds nobody up, and an
+//! exchange that had begun when its connection was to end is not cut.
 
 use std::time::Duration;
 

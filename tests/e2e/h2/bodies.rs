@@ -7,10 +7,10 @@ use super::OK;
 use crate::support::{Conn, GOOD, H2Origin, H2Scene, Origin, TWO, program, sha256};
 
 /// A body and the fields that go with it.
-struct Payload {
-    name: &'static str,
-    fields: Vec<(&'static str, String)>,
-    bytes: Vec<u8>,
+pub(crate) struct Payload {
+    pub(crate) name: &'static str,
+    pub(crate) fields: Vec<(&'static str, String)>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 fn random(count: usize) -> Vec<u8> {
@@ -63,7 +63,8 @@ fn multipart() -> Vec<u8> {
     [part("name=\"a\"", b"1"), file, b"--cut--\r\n".to_vec()].concat()
 }
 
-fn payloads() -> Vec<Payload> {
+/// Makes bodies of the kinds that proxies like to break.
+pub(crate) fn payloads() -> Vec<Payload> {
     let folder = tempfile::tempdir().expect("a folder");
     let payload = |name, fields: &[(&'static str, &str)], bytes| Payload {
         name,

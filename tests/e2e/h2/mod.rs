@@ -2,7 +2,7 @@
 //! upstream.
 
 mod answers;
-mod bodies;
+pub(crate) mod bodies;
 mod clients;
 mod limits;
 mod records;

@@ -68,15 +68,22 @@ impl TestCa {
 
     /// Accepts TLS for any name, for servers that a test writes itself.
     pub(crate) fn acceptor(self: &Arc<Self>) -> TlsAcceptor {
+        self.acceptor_of(&[])
+    }
+
+    /// Accepts TLS for any name, and protocols by ALPN in this order.
+    pub(crate) fn acceptor_of(self: &Arc<Self>, alpn: &[&str]) -> TlsAcceptor {
         let resolver = Minting {
             ca: Arc::clone(self),
             change: |_params| {},
         };
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
 

@@ -31,7 +31,7 @@ pub(crate) use h2_scene::{H2Scene, TWO};
 pub(crate) use obedient::{Step, Steps, orders};
 pub(crate) use origin::{Origin, OriginConn, Request};
 pub(crate) use scene::{EVIL, GOOD, REAL, SIDE, Scene};
-pub(crate) use stream::{Answer, Conn};
+pub(crate) use stream::{Answer, Conn, Stream};
 pub(crate) use vault::{API_KEY, Vault, VaultBuilder};
 pub(crate) use workload::{Workload, basic};
 
