@@ -19,13 +19,16 @@ absent_packages() {
   has cc || echo build-essential
   has curl || echo curl
   has git || echo git
+  has wget || echo wget
+  has gh || echo gh
+  has go || echo golang-go
   has openssl || echo openssl
   has unshare || echo util-linux
   has python3 || echo python3
   python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
   has node || echo nodejs
   has npm || echo npm
-  has keytool || echo default-jre-headless
+  has javac || echo default-jdk-headless
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 
@@ -45,10 +48,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
     install_packages "${packages[@]}"
     mapfile -t packages < <(absent_packages)
   fi
-  for package in "${packages[@]}"; do
-    # Only the key store of Java clients needs it; there it is worth a skip, never a failure.
-    [ "$package" = default-jre-headless ] || missing+=("$package")
-  done
+  missing+=("${packages[@]}")
 fi
 if [ "${#packages[@]}" -gt 0 ]; then
   say "to install what is missing, as root: apt-get install -y --no-install-recommends ${packages[*]}"
@@ -76,6 +76,11 @@ node -e 'process.exit(process.versions.node.split(".")[0] >= 20 ? 0 : 1)' 2>/dev
   missing+=("node 20 or newer")
 fresh "$clients/package-lock.json" "$clients/node_modules" || missing+=("npm packages of the clients")
 fresh "$clients/requirements.txt" "$clients/python" || missing+=("python packages of the clients")
+# These come in a package for each platform, which npm passes over where there is none.
+for program in node20/bin/node node24/bin/node .bin/bun .bin/codex @deno/linux-x64-glibc/deno; do
+  HOME=$clients/node_modules/.home "$clients/node_modules/$program" --version >/dev/null 2>&1 ||
+    missing+=("$program of the npm packages")
+done
 # It writes into its home: not into the developer's.
 HOME=$clients/node_modules/.home "$clients/node_modules/.bin/claude" --version >/dev/null 2>&1 ||
   missing+=("claude")

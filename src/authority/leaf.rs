@@ -5,7 +5,7 @@
 //! key serves all leaves and is not the root's. Called by `root` for its probe and by the module's
 //! face; it keeps nothing and knows no file.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -204,21 +204,14 @@ pub(super) fn serial() -> [u8; SERIAL_BYTES] {
     serial
 }
 
-/// Returns the subject (nothing where the name is too long for one) and the alternative name.
+/// Returns the subject (nothing where the name is too long for one) and the alternative names.
+///
+/// The names of this machine go together: a client that connects to `localhost` and sends no
+/// server name shows an address only, and still looks for the name.
 fn names(host: &Host) -> (Option<Vec<u8>>, Vec<u8>) {
-    let (common_name, alt_name) = match (host.name(), host.ip()) {
-        (_, Some(IpAddr::V4(address))) => (
-            address.to_string(),
-            der::element(IP_ADDRESS, &[&address.octets()]),
-        ),
-        (_, Some(IpAddr::V6(address))) => (
-            address.to_string(),
-            der::element(IP_ADDRESS, &[&address.octets()]),
-        ),
-        (name, None) => {
-            let name = name.unwrap_or_default();
-            (name.to_owned(), der::element(DNS_NAME, &[name.as_bytes()]))
-        }
+    let common_name = match (host.name(), host.ip()) {
+        (_, Some(address)) => address.to_string(),
+        (name, None) => name.unwrap_or_default().to_owned(),
     };
     let fits = common_name.len() <= COMMON_NAME_LIMIT_CHARS;
     let subject = fits.then(|| {
@@ -226,7 +219,29 @@ fn names(host: &Host) -> (Option<Vec<u8>>, Vec<u8>) {
         let attribute = der::sequence(&[COMMON_NAME, &value]);
         der::sequence(&[&der::element(SET, &[&attribute])])
     });
-    (subject, der::sequence(&[&alt_name]))
+    let mut alt_names = vec![alt_name(host)];
+    let is_local = |host: &Host| {
+        host.name() == Some("localhost") || host.ip().is_some_and(|ip| ip.is_loopback())
+    };
+    if is_local(host) {
+        let v4 = der::element(IP_ADDRESS, &[&Ipv4Addr::LOCALHOST.octets()]);
+        let v6 = der::element(IP_ADDRESS, &[&Ipv6Addr::LOCALHOST.octets()]);
+        for other in [der::element(DNS_NAME, &[b"localhost"]), v4, v6] {
+            if !alt_names.contains(&other) {
+                alt_names.push(other);
+            }
+        }
+    }
+    let alt_names: Vec<&[u8]> = alt_names.iter().map(Vec::as_slice).collect();
+    (subject, der::sequence(&alt_names))
+}
+
+fn alt_name(host: &Host) -> Vec<u8> {
+    match (host.name(), host.ip()) {
+        (_, Some(IpAddr::V4(address))) => der::element(IP_ADDRESS, &[&address.octets()]),
+        (_, Some(IpAddr::V6(address))) => der::element(IP_ADDRESS, &[&address.octets()]),
+        (name, None) => der::element(DNS_NAME, &[name.unwrap_or_default().as_bytes()]),
+    }
 }
 
 /// Writes the extensions. The alternative name is critical where the subject is empty, and only

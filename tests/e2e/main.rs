@@ -23,6 +23,7 @@ mod audit;
 mod binary;
 mod bodies;
 mod claude;
+mod clients;
 mod connect;
 mod curl;
 mod demo;

@@ -21,17 +21,16 @@ fn parse(der: &[u8]) -> X509Certificate<'_> {
     cert
 }
 
-/// Returns the one alternative name, whether it is critical, and the common name.
+/// Returns the alternative names, whether they are critical, and the common name.
 fn names(cert: &X509Certificate<'_>) -> (String, bool, Option<String>) {
     let extension = cert.subject_alternative_name().unwrap().unwrap();
-    let [name] = &extension.value.general_names[..] else {
-        panic!("exactly one alternative name");
-    };
-    let name = match name {
+    let name = |name: &GeneralName<'_>| match name {
         GeneralName::DNSName(name) => format!("dns {name}"),
         GeneralName::IPAddress(bytes) => format!("ip {bytes:?}"),
         other => panic!("{other:?}"),
     };
+    let all = extension.value.general_names.iter();
+    let name = all.map(name).collect::<Vec<_>>().join(", ");
     let common_name = cert.subject().iter_common_name().next();
     let common_name = common_name.map(|found| found.as_str().unwrap().to_owned());
     (name, extension.critical, common_name)
@@ -68,6 +67,25 @@ async fn leaves_name_their_host_and_nothing_else() {
         let trusted = authority.root().cert_der();
         verify(trusted, &chain, text, SystemTime::now()).unwrap();
         verify(trusted, &chain, "other.example", SystemTime::now()).unwrap_err();
+    }
+}
+
+/// A client that dials `localhost` without a server name gets the leaf of an address, and looks
+/// for the name in it.
+#[tokio::test]
+async fn leaves_of_this_machine_have_all_its_names() {
+    let authority = authority();
+    let all = ["localhost", "127.0.0.1", "[::1]"];
+    for text in [&all[..], &["127.0.0.9"]].concat() {
+        let chain = chain(&authority, text).await;
+        for name in all.iter().chain([&text]) {
+            let trusted = authority.root().cert_der();
+            verify(trusted, &chain, name, SystemTime::now()).unwrap();
+        }
+        let (_, _, common_name) = names(&parse(&chain[0]));
+        assert_eq!(common_name.as_deref(), Some(text.trim_matches(['[', ']'])));
+        let trusted = authority.root().cert_der();
+        verify(trusted, &chain, "127.0.0.8", SystemTime::now()).unwrap_err();
     }
 }
 

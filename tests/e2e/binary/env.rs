@@ -156,7 +156,11 @@ async fn a_shell_that_evaluates_it_reaches_the_origin_with_the_real_value() {
     let said = finish("sh", &mut sh).await;
     assert_eq!(said.stdout, "0\nok", "{}", said.stderr);
     let seen = String::from_utf8(origin.bytes()).expect("a text");
-    assert!(seen.to_lowercase().contains(&format!("x-api-key: {VALUE}\r\n")), "{seen}");
+    assert!(
+        seen.to_lowercase()
+            .contains(&format!("x-api-key: {VALUE}\r\n")),
+        "{seen}"
+    );
 }
 
 #[tokio::test]

@@ -48,6 +48,11 @@ impl Anthropic {
         }
     }
 
+    /// Returns the origin that it stands on, for tests that look at bytes only.
+    pub(crate) fn into_origin(self) -> Origin {
+        self.origin
+    }
+
     /// Returns where it listens.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.origin.addr()
