@@ -17,3 +17,4 @@ mod rows;
 mod stage;
 mod table;
 mod tap;
+mod websockets;

@@ -127,6 +127,16 @@ pub(super) const ROWS: &[Row] = &[
         Version::Npm(&["@anthropic-ai/sdk", "bun"]),
     ),
     on_node("fetch on deno", &["@deno/linux-x64-glibc"]),
+    // WebSockets.
+    Row::of("websockets for Python", Version::Python("websockets")),
+    Row::of(
+        "websockets for Python, `sync`",
+        Version::Python("websockets"),
+    )
+    .no_tls("SSLError")
+    .note("speaks TLS within TLS only if the program gives `proxy_ssl`"),
+    on_node("`WebSocket` on node 24", &["node24"]),
+    on_node("ws on node 24", &["ws", "node24"]).note("through an agent that the program gives"),
     // Compiled languages.
     Row::of("Go `net/http`", Version::Machine(&["go", "version"])),
     Row::of("Java `HttpClient`", JAVA)
