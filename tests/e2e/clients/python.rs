@@ -4,7 +4,7 @@ use super::model_apis;
 use super::row::row;
 use super::stage::{Stage, finish, installed};
 use crate::support::clients::Said;
-use crate::support::{Anthropic, Origin, program};
+use crate::support::{Anthropic, H2Origin, Origin, program};
 
 pub(super) async fn call(stage: &Stage, client: &str) -> Said {
     let mut command = stage.program("python3", "call.py");
@@ -83,6 +83,28 @@ async fn openai() {
         row("openai for Python")
             .check(model_apis::openai, run)
             .await;
+    }
+}
+
+/// Answers every call with the message that it brought, in gRPC's frame.
+async fn grpc_server() -> H2Origin {
+    H2Origin::script(|mut exchange| async move {
+        if exchange.read_all().await {
+            let head = [("content-type", "application/grpc")];
+            exchange.answer_head(200, &head, false);
+            // No compression, a length of two bytes, and the message.
+            exchange.send(&b"\0\0\0\0\x02ok"[..]).await;
+            exchange.trailers(&[("grpc-status", "0")]);
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn grpc() {
+    if !is_missing() {
+        let run = async |stage: &Stage| call(stage, "grpc").await;
+        row("grpcio for Python").check(grpc_server, run).await;
     }
 }
 

@@ -10,10 +10,9 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::rows::ROWS;
-use super::stage::{Listener, REAL, Stage, fixture};
+use super::stage::{Listener, REAL, Stage, Upstream, fixture};
 use super::table;
 use super::tap::Opening;
-use crate::support::Origin;
 use crate::support::clients::{Said, project_file, reveals};
 
 /// How many clients run at a time, whatever the machine: some of them are large.
@@ -121,9 +120,9 @@ impl Row {
     }
 
     /// Runs the client over both listeners, judges it, and compares it with its line of the table.
-    pub(super) async fn check(
+    pub(super) async fn check<O: Into<Upstream>>(
         &self,
-        origin: impl AsyncFn() -> Origin,
+        origin: impl AsyncFn() -> O,
         client: impl AsyncFn(&Stage) -> Said,
     ) {
         let _turn = TURNS.acquire().await.expect("a turn");

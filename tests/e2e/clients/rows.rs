@@ -40,8 +40,11 @@ pub(super) const ROWS: &[Row] = &[
         .no_tls("SSL certificate problem")
         .note("the variables of the block do not reach its TLS to the proxy"),
     Row::of("curl, `--proxy-cacert`", CURL)
+        .answer("ok HTTP/2")
         .note("`--proxy-cacert \"$CURL_CA_BUNDLE\"`, or our root in the system's store"),
-    Row::of("curl, `--http1.1`", CURL).note("`--proxy-cacert` as above"),
+    Row::of("curl, `--http1.1`", CURL)
+        .answer("ok HTTP/1.1")
+        .note("`--proxy-cacert` as above"),
     Row::of("wget", Version::Machine(&["wget", "--version"])),
     Row::of("git", Version::Machine(&["git", "--version"]))
         .field("authorization: Basic git")
@@ -69,7 +72,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::of("Python `urllib`", PYTHON),
     Row::of("requests", Version::Python("requests")),
     Row::of("httpx", Version::Python("httpx")),
-    Row::of("httpx, `http2=True`", Version::Python("httpx")),
+    Row::of("httpx, `http2=True`", Version::Python("httpx")).answer("ok HTTP/2"),
     Row::of("aiohttp, `trust_env=True`", Version::Python("aiohttp"))
         .no_tls("Cannot connect to host api.clients.test")
         .note("passes over a proxy in TLS and tries to go direct"),
@@ -90,6 +93,9 @@ pub(super) const ROWS: &[Row] = &[
     Row::of("boto3", Version::Python("boto3"))
         .signs()
         .note("its key signs requests, so that a sealed one is of no use; sessions refuse it"),
+    Row::of("grpcio for Python", Version::Python("grpcio"))
+        .no_tls("scheme not supported in proxy URI")
+        .note("passes over a proxy in TLS and tries to go direct"),
     // Node and its kin.
     on_node("fetch on node 20", &["node20"]).note("by our preload"),
     on_node("`node:https` on node 20", &["node20"]).note("by our preload"),
@@ -138,8 +144,9 @@ pub(super) const ROWS: &[Row] = &[
     on_node("`WebSocket` on node 24", &["node24"]),
     on_node("ws on node 24", &["ws", "node24"]).note("through an agent that the program gives"),
     // Compiled languages.
-    Row::of("Go `net/http`", Version::Machine(&["go", "version"])),
+    Row::of("Go `net/http`", Version::Machine(&["go", "version"])).answer("ok HTTP/2.0"),
     Row::of("Java `HttpClient`", JAVA)
+        .answer("ok HTTP_2")
         .no_tls("ConnectException")
         .note("needs an `Authenticator` in the program; no JVM speaks TLS to a proxy"),
     Row::of("Java `HttpClient`, no `Authenticator`", JAVA)

@@ -4,6 +4,7 @@
 //! `client_env`, and nothing else of this machine's environment.
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use oshu_vault::client_env::{
@@ -17,7 +18,7 @@ use tokio::process::Command;
 use super::row::Row;
 use super::tap::{Opening, Tap};
 use crate::support::clients::{Said, client, project_file, reveals, run};
-use crate::support::{Origin, Vault, basic, contains, missing, show};
+use crate::support::{H2Origin, Origin, Vault, basic, contains, missing, show};
 
 /// The real value: text that no encoding changes, so that a search for it misses nothing.
 pub(super) const REAL: &str = "sk-real-CANARY-0123456789-abcdefghijklmnopqrstuvwxyz";
@@ -33,9 +34,62 @@ pub(super) enum Listener {
     Tls,
 }
 
+/// An origin of either protocol.
+pub(super) enum Upstream {
+    One(Origin),
+    Two(H2Origin),
+}
+
+impl From<Origin> for Upstream {
+    fn from(origin: Origin) -> Self {
+        Self::One(origin)
+    }
+}
+
+impl From<H2Origin> for Upstream {
+    fn from(origin: H2Origin) -> Self {
+        Self::Two(origin)
+    }
+}
+
+impl Upstream {
+    fn addr(&self) -> SocketAddr {
+        match self {
+            Self::One(origin) => origin.addr(),
+            Self::Two(origin) => origin.addr(),
+        }
+    }
+
+    /// Returns what came, raw; of HTTP/2 the fields, each on a line, and the bodies.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::One(origin) => origin.bytes(),
+            Self::Two(origin) => {
+                let mut bytes = Vec::new();
+                for request in origin.requests() {
+                    bytes.extend(format!("{} {}\r\n", request.method, request.path).bytes());
+                    for (name, value) in request.fields.iter().chain(&request.trailers) {
+                        bytes.extend(format!("{name}: {value}\r\n").bytes());
+                    }
+                    bytes.extend(request.body);
+                }
+                bytes
+            }
+        }
+    }
+
+    /// Forgets what was recorded.
+    pub(super) fn forget(&self) {
+        match self {
+            Self::One(origin) => origin.forget(),
+            Self::Two(_) => panic!("every run over HTTP/2 has an origin of its own"),
+        }
+    }
+}
+
 /// Everything around one run.
 pub(super) struct Stage {
-    pub(super) origin: Origin,
+    pub(super) origin: Upstream,
     pub(super) vault: Vault,
     session: CreatedSession,
     pub(super) listener: Listener,
@@ -48,7 +102,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Sets the stage for a row. The session may reach the row's hosts and no other.
-    pub(super) async fn set(row: &Row, listener: Listener, origin: Origin) -> Self {
+    pub(super) async fn set(row: &Row, listener: Listener, origin: impl Into<Upstream>) -> Self {
         let known = |request: CreateSession| match row.secret {
             // The catalogue has no host for this one.
             "CLIENT_KEY" => request.secret_hosts([row.hosts[0]]),
@@ -63,9 +117,10 @@ impl Stage {
     pub(super) async fn with(
         row: &Row,
         listener: Listener,
-        origin: Origin,
+        origin: impl Into<Upstream>,
         request: &CreateSession,
     ) -> Self {
+        let origin = origin.into();
         let mut builder = Vault::builder();
         for host in row.hosts {
             builder = builder.resolve(host, origin.addr());
@@ -238,7 +293,8 @@ impl Stage {
 
     /// Fails if anything went through the vault or past it.
     pub(super) fn expect_nothing(&self, what: &str) {
-        self.origin.expect_nothing(what);
+        let bytes = self.origin.bytes();
+        assert!(bytes.is_empty(), "{what}: {}", start(&bytes));
         let passed: Vec<Value> = self.vault.audit();
         let passed = passed.iter().filter(|line| line["event"] == "exchange");
         assert_eq!(passed.count(), 0, "{what}: an exchange");
