@@ -9,7 +9,9 @@
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// The filter where none is given.
 const DEFAULT_FILTER: &str = "info";
@@ -59,6 +61,7 @@ where
         given => given,
     };
     let filter = EnvFilter::builder().parse(filter).map_err(Error::Filter)?;
+    let quiet = filter_fn(|metadata| !is_silenced(metadata.target()));
     // A reader of standard error that went away must not cost a panic in whoever logs next, which
     // the layer's own complaint to standard error would.
     let builder = tracing_subscriber::fmt()
@@ -72,10 +75,18 @@ where
                 .flatten_event(true)
                 .with_current_span(true)
                 .with_span_list(false)
-                .finish(),
+                .finish()
+                .with(quiet),
         ),
-        LogFormat::Text => Box::new(builder.with_ansi(false).finish()),
+        LogFormat::Text => Box::new(builder.with_ansi(false).finish().with(quiet)),
     })
+}
+
+/// Tells whether nothing of a target is ever logged, whatever the operator asks for: these libraries
+/// write the fields of requests and answers, real values among them.
+fn is_silenced(target: &str) -> bool {
+    let library = target.split("::").next().unwrap_or_default();
+    matches!(library, "h2" | "hyper" | "hyper_util")
 }
 
 #[cfg(test)]
@@ -156,6 +167,31 @@ mod tests {
                 .collect();
             assert_eq!(messages, expected, "{filter:?}");
         }
+    }
+
+    #[test]
+    fn libraries_that_see_real_values_are_never_logged() {
+        for filter in [
+            "trace",
+            "h2=trace,hyper=trace",
+            "h2::proto=trace,hyper_util=trace",
+        ] {
+            for format in [LogFormat::Json, LogFormat::Text] {
+                let text = logged(format, filter, || {
+                    tracing::trace!(target: "h2::proto::streams", "a");
+                    tracing::error!(target: "h2", "b");
+                    tracing::debug!(target: "hyper::proto::h2", "c");
+                    tracing::warn!(target: "hyper_util::client", "d");
+                    let span = tracing::error_span!(target: "h2", "e");
+                    span.in_scope(|| ());
+                });
+                assert_eq!(text, "", "{filter}");
+            }
+        }
+        let text = logged(LogFormat::Text, "trace", || {
+            tracing::trace!(target: "h2o", "another");
+        });
+        assert!(text.contains("another"));
     }
 
     #[test]

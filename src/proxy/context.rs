@@ -145,7 +145,7 @@ impl Lanes {
     }
 }
 
-/// Counts the bytes of one exchange; the lane's count gets them when it ends, however it ends.
+/// Counts the bytes of one exchange, and of its lane with it.
 pub(super) struct Meter {
     exchange: Arc<Traffic>,
     lane: Arc<Traffic>,
@@ -154,31 +154,25 @@ pub(super) struct Meter {
 impl Meter {
     /// Notes bytes that went to the upstream.
     pub(super) fn add_up(&self, bytes: usize) {
-        self.exchange.up.fetch_add(bytes as u64, Ordering::Relaxed);
+        for traffic in [&self.exchange, &self.lane] {
+            traffic.up.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
     }
 
     /// Notes bytes that went to the workload.
     pub(super) fn add_down(&self, bytes: usize) {
-        self.exchange
-            .down
-            .fetch_add(bytes as u64, Ordering::Relaxed);
+        for traffic in [&self.exchange, &self.lane] {
+            traffic.down.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
     }
 
     /// Notes how far the bodies have come.
     pub(super) fn set(&self, up: u64, down: u64) {
-        self.exchange.up.store(up, Ordering::Relaxed);
-        self.exchange.down.store(down, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        self.lane
-            .up
-            .fetch_add(self.exchange.up.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.lane.down.fetch_add(
-            self.exchange.down.load(Ordering::Relaxed),
-            Ordering::Relaxed,
-        );
+        let before = self.exchange.up.swap(up, Ordering::Relaxed);
+        let more = up.saturating_sub(before);
+        self.lane.up.fetch_add(more, Ordering::Relaxed);
+        let before = self.exchange.down.swap(down, Ordering::Relaxed);
+        let more = down.saturating_sub(before);
+        self.lane.down.fetch_add(more, Ordering::Relaxed);
     }
 }

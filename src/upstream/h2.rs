@@ -2,32 +2,40 @@
 //!
 //! One connection carries many exchanges at once; another is opened when the upstream's stream
 //! limit is used up. The tasks that drive a connection end when the pool is closed, whatever runs
-//! on them. Nothing here dials: `mod` does, once for all who wait. Called by the pool.
+//! on them, and the one that sends a body ends with its exchange. Nothing here dials: `mod` does,
+//! once for all who wait. Called by the pool.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use crate::wire::Io;
 
 /// How much of one answer may be under way unread, in bytes: a stream of tokens needs little, a
-/// download over 50 ms gets 80 Mbit/s.
-const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-/// How much of all answers of one connection may be under way unread, in bytes.
-const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// download over 50 ms gets 40 Mbit/s.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// How much of all answers of one connection may be under way unread, in bytes. The library ends a
+/// connection on which small frames wait unread whose overhead, 256 bytes less their length each, is
+/// over half of this: sixteen windows of a stream, so that one stream of frames of 29 bytes or
+/// more cannot end the others by not being read.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 /// How much of one request is held for an upstream that does not take it, in bytes.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+const SEND_BUFFER_BYTES: usize = 16 * 1024;
 /// The largest list of fields, in bytes, as HTTP/2 counts them: as much as a
 /// head of HTTP/1.1 may have.
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
@@ -39,15 +47,82 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request, whatever it is made of.
 pub type RequestBody = UnsyncBoxBody<Bytes, BodyError>;
 
+tokio::task_local! {
+    /// What ends the task before its time.
+    static END: Arc<End>;
+}
+
+/// Where a task that sends the body of a request learns what ends it. The library keeps a piece of
+/// the body while the upstream takes nothing, and does not ask the body again.
+#[derive(Debug, Default)]
+struct End {
+    given: Mutex<Option<CancellationToken>>,
+    known: Notify,
+}
+
+impl End {
+    fn give(&self, over: &CancellationToken) {
+        *lock(&self.given) = Some(over.clone());
+        self.known.notify_one();
+    }
+
+    async fn comes(&self) {
+        loop {
+            let given = lock(&self.given).clone();
+            match given {
+                Some(over) => return over.cancelled().await,
+                None => self.known.notified().await,
+            }
+        }
+    }
+}
+
+/// The body of a request on its way: its exchange ends it, and its place is taken until it ended.
+struct Sending {
+    body: RequestBody,
+    over: CancellationToken,
+    asked: bool,
+    tied: bool,
+    _place: Taken,
+}
+
+impl Body for Sending {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if !this.tied {
+            this.tied = END.try_with(|end| end.give(&this.over)).is_ok();
+            // The first time it is the task of the whole connection that asks, which must not be
+            // kept: a body that is not ready gets a task of its own.
+            if !this.tied && !std::mem::replace(&mut this.asked, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        Pin::new(&mut this.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Spawns the tasks of a connection, so that they end with their pool.
 #[derive(Clone, Debug)]
 struct UntilCut(CancellationToken);
 
-impl<F> Executor<F> for UntilCut
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
+impl UntilCut {
+    /// Spawns the task that drives the connection itself.
+    fn drive(&self, task: impl Future<Output = ()> + Send + 'static) {
         let cut = self.0.clone();
         drop(tokio::spawn(async move {
             tokio::select! {
@@ -59,6 +134,23 @@ where
     }
 }
 
+impl<F> Executor<F> for UntilCut
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let end = Arc::new(End::default());
+        let task = END.scope(Arc::clone(&end), task);
+        self.drive(async move {
+            tokio::select! {
+                biased;
+                () = end.comes() => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
 /// How busy a connection is.
 #[derive(Debug)]
 struct Load {
@@ -66,12 +158,20 @@ struct Load {
     /// The upstream's limit of streams.
     most: AtomicUsize,
     idle_since: Mutex<Instant>,
+    /// Nothing new goes over it: the upstream has said so, or it failed.
+    retired: AtomicBool,
+}
+
+impl Load {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A connection that several exchanges share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    sender: SendRequest<RequestBody>,
+    sender: SendRequest<Sending>,
     address: SocketAddr,
     load: Arc<Load>,
 }
@@ -101,10 +201,11 @@ impl Shared {
             streams: AtomicUsize::new(0),
             most: AtomicUsize::new(connection.current_max_send_streams()),
             idle_since: Mutex::new(Instant::now()),
+            retired: AtomicBool::new(false),
         });
         let known = Arc::clone(&load);
         let mut connection = Box::pin(connection);
-        executor.execute(async move {
+        executor.drive(async move {
             let driven = std::future::poll_fn(|cx| {
                 let polled = connection.as_mut().poll(cx);
                 if polled.is_pending() {
@@ -126,7 +227,7 @@ impl Shared {
 
     /// Tells whether the connection can take exchanges, now or later.
     pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed()
+        !self.sender.is_closed() && !self.load.retired.load(Ordering::Relaxed)
     }
 
     /// Tells whether the connection has carried nothing for a time.
@@ -138,7 +239,12 @@ impl Shared {
     /// Returns how many more exchanges the upstream allows at once.
     pub(super) fn room(&self) -> usize {
         let most = self.load.most.load(Ordering::Relaxed);
-        most.saturating_sub(self.load.streams.load(Ordering::Acquire))
+        most.saturating_sub(self.streams())
+    }
+
+    /// Returns how many exchanges it carries, those that wait for their turn included.
+    pub(super) fn streams(&self) -> usize {
+        self.load.streams.load(Ordering::Acquire)
     }
 
     /// Joins the connection with one more exchange.
@@ -148,16 +254,19 @@ impl Shared {
             sender: self.sender.clone(),
             address: self.address,
             reused,
-            place: Taken(Arc::clone(&self.load)),
+            place: Taken(Arc::new(Place(Arc::clone(&self.load)))),
         }
     }
 }
 
-/// Counts one exchange on a connection for as long as it lives.
-#[derive(Debug)]
-pub struct Taken(Arc<Load>);
+/// Counts one exchange on a connection for as long as it, or a copy of it, lives.
+#[derive(Clone, Debug)]
+pub struct Taken(Arc<Place>);
 
-impl Drop for Taken {
+#[derive(Debug)]
+struct Place(Arc<Load>);
+
+impl Drop for Place {
     fn drop(&mut self) {
         *lock(&self.0.idle_since) = Instant::now();
         self.0.streams.fetch_sub(1, Ordering::AcqRel);
@@ -165,8 +274,9 @@ impl Drop for Taken {
 }
 
 /// Says why there is no answer to a request that was given to a shared connection.
-#[derive(Debug)]
 pub enum SendError {
+    /// What the upstream said breaks a rule of HTTP/2.
+    Malformed,
     /// No byte of the request was sent; here it is again.
     Unsent(Box<Request<RequestBody>>),
     /// The upstream reset the exchange, for this reason, or left it out of its last ones.
@@ -175,10 +285,22 @@ pub enum SendError {
     Lost(hyper::Error),
 }
 
+impl std::fmt::Debug for SendError {
+    /// Names the variant only: a request has real values, and an error may quote what it was about.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "Malformed",
+            Self::Unsent(_) => "Unsent",
+            Self::Reset(_) => "Reset",
+            Self::Lost(_) => "Lost",
+        })
+    }
+}
+
 /// A place for one exchange on a shared connection.
 #[derive(Debug)]
 pub struct StreamLease {
-    sender: SendRequest<RequestBody>,
+    sender: SendRequest<Sending>,
     address: SocketAddr,
     reused: bool,
     place: Taken,
@@ -196,40 +318,64 @@ impl StreamLease {
     }
 
     /// Sends a request and waits for the head of its answer; interim answers are absorbed. The place
-    /// that comes with the answer is kept until the answer's body has ended.
+    /// that comes with the answer is kept until the answer's body has ended. What is not sent of the
+    /// request when `over` is cancelled is not sent any more, and its stream is reset.
     ///
     /// # Errors
     /// See [`SendError`].
     pub async fn send(
         mut self,
         request: Request<RequestBody>,
+        over: CancellationToken,
     ) -> Result<(Response<Incoming>, Taken), SendError> {
-        match self.sender.try_send_request(request).await {
-            Ok(answer) => Ok((answer, self.place)),
-            Err(mut failed) => match failed.take_message() {
-                Some(request) => Err(SendError::Unsent(Box::new(request))),
-                None => Err(lost(failed.into_error())),
-            },
+        let place = self.place.clone();
+        let request = request.map(|body| Sending {
+            body,
+            over,
+            asked: false,
+            tied: false,
+            _place: place,
+        });
+        let mut failed = match self.sender.try_send_request(request).await {
+            Ok(answer) => return Ok((answer, self.place)),
+            Err(failed) => failed,
+        };
+        let error = match failed.take_message() {
+            Some(request) => SendError::Unsent(Box::new(request.map(|sending| sending.body))),
+            None => lost(failed.into_error(), &self.place.0.0),
+        };
+        if matches!(error, SendError::Unsent(_)) {
+            self.place.0.0.retire();
         }
+        Err(error)
     }
 }
 
-fn lost(error: hyper::Error) -> SendError {
+fn lost(error: hyper::Error, load: &Load) -> SendError {
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         if let Some(cause) = cause.downcast_ref::<h2::Error>() {
             let remote = cause.is_remote();
             return match cause.reason() {
                 Some(reason) if remote && cause.is_reset() => SendError::Reset(reason),
-                // A GOAWAY ends only the streams that it left out: they were not processed.
-                Some(_) if remote && cause.is_go_away() => {
+                // A GOAWAY in good order ends only the streams that it left out: they were not
+                // processed. One that reports an error is not believed.
+                Some(h2::Reason::NO_ERROR) if remote && cause.is_go_away() => {
+                    load.retire();
                     SendError::Reset(h2::Reason::REFUSED_STREAM)
                 }
-                _ => SendError::Lost(error),
+                Some(_) if cause.is_library() && cause.is_reset() => SendError::Malformed,
+                // Ours: the workload gave it up. The connection is as good as before.
+                _ if cause.is_reset() => SendError::Lost(error),
+                _ => {
+                    load.retire();
+                    SendError::Lost(error)
+                }
             };
         }
         source = cause.source();
     }
+    load.retire();
     SendError::Lost(error)
 }
 
@@ -237,7 +383,7 @@ fn lost(error: hyper::Error) -> SendError {
 #[derive(Debug, Default)]
 pub(super) struct Flight {
     pub(super) dialling: tokio::sync::Mutex<()>,
-    failures: AtomicU64,
+    finished: AtomicU64,
     one_at_a_time: AtomicBool,
 }
 
@@ -252,17 +398,35 @@ impl Flight {
         self.one_at_a_time.store(http1, Ordering::Relaxed);
     }
 
-    /// Returns how many dials failed so far.
-    pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
+    /// Returns how many dials have ended so far, well or not.
+    pub(super) fn finished(&self) -> u64 {
+        self.finished.load(Ordering::Relaxed)
     }
 
-    /// Notes that a dial failed.
-    pub(super) fn failed(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
+    /// Notes that a dial ended.
+    pub(super) fn finish(&self) {
+        self.finished.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Empty};
+
+    use super::*;
+
+    #[test]
+    fn an_error_shows_nothing_of_its_request() {
+        let body = Empty::new().map_err(|never| match never {});
+        let mut request = Request::new(UnsyncBoxBody::new(body));
+        *request.uri_mut() = "/?key=real-value".parse().unwrap();
+        let error = SendError::Unsent(Box::new(request));
+        assert_eq!(format!("{error:?}"), "Unsent");
+        let error = SendError::Reset(h2::Reason::CANCEL);
+        assert_eq!(format!("{error:?}"), "Reset");
+    }
 }

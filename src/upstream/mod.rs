@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use rustls::RootCertStore;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::host::Host;
 use crate::policy::{AddressRules, Grant, Refused, Scheme};
@@ -122,6 +123,8 @@ pub struct Upstream {
     dialler: Dialler,
     rules: Arc<AddressRules>,
     chain: Option<Chain>,
+    /// How long the dial of another is waited for.
+    dial_wait: Duration,
 }
 
 impl Upstream {
@@ -142,6 +145,7 @@ impl Upstream {
                 config.handshake_timeout,
             ),
             rules: config.rules,
+            dial_wait: config.connect_timeout,
         })
     }
 
@@ -183,7 +187,8 @@ impl Upstream {
 
     /// Finds a way for one request of a client that speaks HTTP/2: a place on a connection that the
     /// session shares already, or what the upstream chooses when it is asked. While one dial is
-    /// under way to a host whose choice is not known, others wait for what it brings.
+    /// under way to a host whose choice is not known, others wait for what it brings: no longer than
+    /// a connection may take, and for one dial only.
     ///
     /// # Errors
     /// See [`Error`].
@@ -195,14 +200,14 @@ impl Upstream {
             return Ok(Route::Http2(place));
         }
         let flight = pool.flight(grant);
-        let failures = flight.failures();
+        let finished = flight.finished();
         let mut alone = None;
         if !flight.is_http1() {
-            alone = Some(flight.dialling.lock().await);
+            alone = timeout(self.dial_wait, flight.dialling.lock()).await.ok();
             if let Some(place) = pool.join(grant) {
                 return Ok(Route::Http2(place));
             }
-            if flight.is_http1() || flight.failures() != failures {
+            if flight.is_http1() || flight.finished() != finished {
                 // Nothing to share, or nobody to wait for: each for itself from here on.
                 alone = None;
             }
@@ -211,22 +216,16 @@ impl Upstream {
             return Ok(Route::Http1(Box::new(lease)));
         }
         let dialled = self.route_fresh(pool, grant).await;
-        match &dialled {
-            Ok(route) => flight.chose_http1(matches!(route, Route::Http1(_))),
-            Err(_why) => flight.failed(),
+        if let Ok(route) = &dialled {
+            flight.chose_http1(matches!(route, Route::Http1(_)));
         }
+        flight.finish();
         drop(alone);
         dialled
     }
 
     /// Dials a new connection, whatever the pool holds, and lets the upstream choose the protocol.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn route_fresh(&self, pool: &Pool, grant: &Grant) -> Result<Route, Error> {
-        if grant.scheme() == Scheme::Http {
-            return Ok(Route::Http1(Box::new(self.lease_fresh(pool, grant).await?)));
-        }
+    async fn route_fresh(&self, pool: &Pool, grant: &Grant) -> Result<Route, Error> {
         let (io, address) = self.connect(grant).await?;
         let host = &grant.target().host;
         let (io, is_h2) = self.dialler.secure(io, host, Offer::Any).await?;

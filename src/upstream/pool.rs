@@ -5,6 +5,7 @@
 //! short time and looked at before it is used again: one that has closed, or has said something
 //! nobody asked for, is thrown away.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +21,8 @@ use crate::wire::{Connection, Io};
 
 /// How long an idle connection is kept.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
-/// How many idle connections one session keeps, to all hosts together.
-const IDLE_PER_SESSION: usize = 128;
+/// How many connections one session keeps, idle and shared, to all hosts together.
+const KEPT_PER_SESSION: usize = 128;
 /// How many shared connections one session has to one host before exchanges wait for each other.
 const SHARED_PER_HOST: usize = 16;
 
@@ -60,6 +61,12 @@ impl Inner {
             .tasks
             .get_or_insert_with(|| CancellationToken::new().drop_guard());
         guard.token().clone()
+    }
+
+    /// Tells whether one more connection may be kept.
+    fn has_room(&self) -> bool {
+        let shared: usize = self.shared.values().map(Vec::len).sum();
+        !self.closed && self.count + shared < KEPT_PER_SESSION
     }
 
     fn pop(&mut self, key: &Key) -> Option<Idle> {
@@ -111,11 +118,14 @@ impl Pool {
         let mut inner = self.lock();
         let shared = inner.shared.get_mut(&key_of(grant))?;
         shared.retain(|shared| shared.is_open() && !shared.is_idle_for(IDLE_LIMIT));
-        let best = shared.iter().max_by_key(|shared| shared.room())?;
+        let best = shared
+            .iter()
+            .max_by_key(|shared| (shared.room(), Reverse(shared.streams())))?;
         (best.room() > 0 || shared.len() >= SHARED_PER_HOST).then(|| best.join(true))
     }
 
-    /// Takes charge of a connection that was just made and speaks HTTP/2.
+    /// Takes charge of a connection that was just made and speaks HTTP/2. One beyond what may be kept
+    /// carries the one exchange it was made for.
     pub(super) async fn share(
         &self,
         grant: &Grant,
@@ -128,8 +138,11 @@ impl Pool {
         let mut inner = self.lock();
         if inner.closed {
             cut.cancel();
-        } else {
-            inner.shared.entry(key_of(grant)).or_default().push(shared);
+        } else if inner.has_room() {
+            let list = inner.shared.entry(key_of(grant)).or_default();
+            if list.len() < SHARED_PER_HOST {
+                list.push(shared);
+            }
         }
         Ok(lease)
     }
@@ -147,13 +160,13 @@ impl Pool {
             list.retain(|shared| shared.is_open() && !shared.is_idle_for(IDLE_LIMIT));
             !list.is_empty()
         });
-        inner
-            .flights
-            .retain(|_, flight| Arc::strong_count(flight) > 1);
         inner.idle.retain(|_, list| {
             list.retain(|idle| idle.since.elapsed() < IDLE_LIMIT);
             !list.is_empty()
         });
+        let Inner { idle, flights, .. } = &mut *inner;
+        // A host's choice is known for as long as a connection waits to be used again.
+        flights.retain(|key, flight| Arc::strong_count(flight) > 1 || idle.contains_key(key));
         inner.count = inner.idle.values().map(Vec::len).sum();
         inner.count
     }
@@ -214,7 +227,7 @@ impl Lease {
             since: Instant::now(),
         };
         let mut inner = self.pool.lock();
-        if !inner.closed && inner.count < IDLE_PER_SESSION {
+        if inner.has_room() {
             inner.count += 1;
             inner.idle.entry(self.key).or_default().push(idle);
         }

@@ -238,11 +238,17 @@ impl Fields {
         }
     }
 
-    /// Returns how many bytes the values take that were put in.
+    /// Returns how many bytes the values take that were put in, with the names of fields that were
+    /// added.
     pub fn put_bytes(&self) -> usize {
         self.list
             .iter()
-            .map(|field| field.put.as_ref().map_or(0, |put| put.value.len()))
+            .map(|field| {
+                field
+                    .put
+                    .as_ref()
+                    .map_or(0, |put| put.value.len() + put.name.map_or(0, str::len))
+            })
             .sum()
     }
 

@@ -59,6 +59,16 @@ impl Outbox {
         &mut self.bytes
     }
 
+    /// Makes room for more bytes. Growing by itself would leave copies of what stood there.
+    pub fn make_room(&mut self, count: usize) {
+        if self.bytes.capacity() - self.bytes.len() < count {
+            let mut wider = Vec::with_capacity(self.bytes.len() + count);
+            wider.extend_from_slice(&self.bytes);
+            self.wipe();
+            self.bytes = wider;
+        }
+    }
+
     /// Tells whether nothing waits to be written or flushed.
     pub fn is_clear(&self) -> bool {
         self.written == self.bytes.len() && !self.dirty
@@ -159,5 +169,25 @@ impl Outbox {
             self.dirty = false;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_without_losing_what_waits() {
+        let mut out = Outbox::new(b"head".to_vec());
+        out.make_room(1000);
+        assert_eq!(out.bytes(), b"head");
+        let (room, place) = (out.bytes().capacity(), out.bytes().as_ptr());
+        assert!(room >= 1004, "{room}");
+        out.make_room(500);
+        out.bytes().extend_from_slice(&[b'x'; 1000]);
+        assert_eq!(
+            (out.bytes().capacity(), out.bytes().as_ptr()),
+            (room, place)
+        );
     }
 }

@@ -8,25 +8,27 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
-
-use super::crossing::Crossing;
+use super::crossing::{Crossing, Piece};
+use super::feed::Feed;
+use super::gather::Gather;
 use super::ledger::Ledger;
 use super::pace::{Pace, Way};
 use super::reset_error;
-use super::upload::{cleaned, is_cut};
+use super::upload::cleaned;
 use crate::audit::Decision;
 use crate::proxy::context::Meter;
 use crate::upstream::{BodyError, Taken};
+use bytes::Bytes;
+use http_body::{Body, Frame};
 
 /// Where the body of an answer comes from.
 pub(super) enum Source {
+    /// From an HTTP/1.1 connection to which the request still goes.
+    Fed(Feed),
     /// From an HTTP/1.1 connection.
     Http1(Box<Crossing>),
     /// From a shared connection, with the place taken there.
-    Http2(Incoming, Taken),
+    Http2(Gather, Taken),
     /// From ourselves.
     Own(Bytes),
 }
@@ -42,6 +44,7 @@ pub(super) struct AnswerBody {
 impl AnswerBody {
     pub(super) fn new(source: Source, mut ledger: Ledger) -> Self {
         let (meter, pace) = (ledger.meter(), ledger.pace());
+        ledger.answer();
         if is_over(&source) {
             ledger.settle(Decision::Allowed, "ok");
         }
@@ -60,16 +63,19 @@ impl AnswerBody {
         match &mut self.source {
             Source::Own(text) if text.is_empty() => Poll::Ready(None),
             Source::Own(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
-            Source::Http1(crossing) => crossing.poll_frame(cx, &mut self.ledger),
+            Source::Http1(crossing) => {
+                let piece = ready!(crossing.poll_piece(cx));
+                Poll::Ready(piece.map(|piece| told(piece, &mut self.ledger)))
+            }
+            Source::Fed(feed) => {
+                let piece = ready!(feed.poll_piece(cx));
+                Poll::Ready(piece.map(|piece| told(piece, &mut self.ledger)))
+            }
             Source::Http2(body, _place) => {
-                let frame = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                let frame = match ready!(body.poll_frame(cx)) {
                     Some(Ok(frame)) => frame,
-                    None if is_cut(body) => {
-                        self.ledger.settle(Decision::Failed, "upstream_cut");
-                        return Poll::Ready(Some(Err(reset_error(h2::Reason::INTERNAL_ERROR))));
-                    }
                     None => return Poll::Ready(None),
-                    Some(Err(error)) => return Poll::Ready(Some(Err(self.cut(&error)))),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(self.cut(error.as_ref())))),
                 };
                 match frame.into_trailers() {
                     Err(data) => Poll::Ready(Some(Ok(data))),
@@ -80,9 +86,9 @@ impl AnswerBody {
     }
 
     /// Notes that the upstream ended the body early; returns the error that resets the stream.
-    fn cut(&mut self, error: &hyper::Error) -> BodyError {
+    fn cut(&mut self, error: &(dyn std::error::Error + 'static)) -> BodyError {
         self.ledger.settle(Decision::Failed, "upstream_cut");
-        let mut source = std::error::Error::source(error);
+        let mut source = Some(error);
         while let Some(cause) = source {
             if let Some(cause) = cause.downcast_ref::<h2::Error>() {
                 let given = cause.reason().filter(|_| cause.is_reset());
@@ -94,9 +100,18 @@ impl AnswerBody {
     }
 }
 
+/// Notes how an exchange over HTTP/1.1 ended early; returns the error that resets the stream.
+fn told(piece: Piece, ledger: &mut Ledger) -> Result<Frame<Bytes>, BodyError> {
+    piece.map_err(|(decision, reason)| {
+        ledger.settle(decision, reason);
+        reset_error(h2::Reason::INTERNAL_ERROR)
+    })
+}
+
 /// Tells whether nothing more comes.
 fn is_over(source: &Source) -> bool {
     match source {
+        Source::Fed(feed) => feed.is_over(),
         Source::Http1(crossing) => crossing.is_over(),
         Source::Http2(body, _place) => body.is_end_stream(),
         Source::Own(text) => text.is_empty(),

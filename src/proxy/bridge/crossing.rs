@@ -1,7 +1,8 @@
 //! One exchange between a workload that speaks HTTP/2 and an upstream that speaks HTTP/1.1.
 //!
 //! The request goes up while the answer is waited for and while it comes down: both are polled by
-//! the task of the stream. The upstream's connection goes back to the pool only when both messages
+//! the task of the stream, or by one of their own where the request is not through when the answer
+//! begins. The upstream's connection goes back to the pool only when both messages
 //! ended where their framing says. Called by the bridge.
 
 use std::future::poll_fn;
@@ -13,23 +14,26 @@ use http_body::Frame;
 
 use super::Outgoing;
 use super::answer::Source;
+use super::feed::Feed;
+use super::gather::{GATHER_BYTES, PIECE_BYTES};
 use super::ledger::Ledger;
 use super::upload::Upload;
-use super::{Failure, gone, no_route, reset_error};
+use super::{Failure, no_route};
 use crate::audit::Decision;
 use crate::proxy::context::{Lane, Meter};
 use crate::proxy::exchange::written;
 use crate::proxy::reject;
 use crate::proxy::response::{AnswerReader, Lost, Stall, Taken};
 use crate::session::HostView;
-use crate::upstream::{BodyError, Lease};
+use crate::shutdown::Drain;
+use crate::upstream::Lease;
 use crate::wire::{
-    AnswerHead, Body, FlowError, Framing, RequestHead, answer_framing, clean_answer, closes,
-    trailers_to_map,
+    AnswerHead, Body, FlowError, Framing, Progress, RequestHead, answer_framing, clean_answer,
+    closes, trailers_to_map,
 };
 
 /// A piece of an answer's body, or how the exchange ended instead.
-type Piece = Result<Frame<Bytes>, (Decision, &'static str)>;
+pub(super) type Piece = Result<Frame<Bytes>, (Decision, &'static str)>;
 
 /// A request that goes over HTTP/1.1, and the answer to it.
 pub(super) struct Crossing {
@@ -40,6 +44,8 @@ pub(super) struct Crossing {
     upload_failed: bool,
     stall: Option<Stall>,
     lease: Option<Lease>,
+    /// Why the exchange ended early.
+    failed: Option<(Decision, &'static str)>,
     download: Body,
     trailers: Option<http::HeaderMap>,
     /// The upstream will close after the answer.
@@ -64,7 +70,8 @@ impl Crossing {
             }
             stated => stated,
         };
-        let upload = Upload::new(written(&outgoing.head, 0), outgoing.body, framing, meter);
+        let text = written(&outgoing.head, 0);
+        let upload = Upload::new(text, outgoing.body, framing, meter);
         Self {
             head: outgoing.head,
             upload,
@@ -72,6 +79,7 @@ impl Crossing {
             upload_failed: false,
             stall: None,
             lease: None,
+            failed: None,
             download: Body::new(Framing::None),
             trailers: None,
             last: false,
@@ -100,16 +108,19 @@ impl Crossing {
                         self.upload.rewind(written(&self.head, 0));
                     }
                     self.upload_failed = false;
+                    if lane.handle.is_over() {
+                        return Err(Failure::Gone);
+                    }
                     let upstream = &lane.proxy.upstream;
                     let fresh = upstream.lease_fresh(lane.handle.pool(), view.grant());
                     lease = fresh.await.map_err(|error| no_route(&error))?;
                 }
-                Err(Lost::Client) => return Err(gone(ledger)),
+                Err(Lost::Client) => return Err(Failure::Gone),
                 Err(lost) => return Err(lost.refusal().into()),
             }
         };
         self.stall = Some(stall);
-        self.answered(answer, lease)
+        self.answered(answer, lease, &lane.proxy.drain)
     }
 
     /// Takes the head of the answer, and prepares for its body.
@@ -117,6 +128,7 @@ impl Crossing {
         mut self,
         mut answer: AnswerHead,
         lease: Lease,
+        drain: &Drain,
     ) -> Result<(AnswerHead, Source), Failure> {
         let is_head = self.head.method() == b"HEAD";
         let framing = answer_framing(&answer, is_head).map_err(|_rule| reject::bad_answer())?;
@@ -127,7 +139,12 @@ impl Crossing {
         if self.download.is_done() {
             self.end();
         }
-        Ok((answer, Source::Http1(Box::new(self))))
+        let source = if self.is_over() || self.upload_failed || self.upload.is_done() {
+            Source::Http1(Box::new(self))
+        } else {
+            Source::Fed(Feed::start(self, drain))
+        };
+        Ok((answer, source))
     }
 
     async fn ask(&mut self, lease: &mut Lease, stall: &mut Stall) -> Result<AnswerHead, Lost> {
@@ -172,7 +189,7 @@ impl Crossing {
 
     /// Tells whether nothing more comes.
     pub(super) fn is_over(&self) -> bool {
-        self.lease.is_none() && self.trailers.is_none()
+        self.lease.is_none() && self.trailers.is_none() && self.failed.is_none()
     }
 
     /// Gives the connection back if it can carry another exchange.
@@ -184,28 +201,45 @@ impl Crossing {
         }
     }
 
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-        ledger: &mut Ledger,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = self.poll_answer(cx);
-        if polled.is_pending() && !self.upload_failed {
-            let blocked = |stall: &mut Stall| stall.poll(cx, &[self.upload.outbox()]);
-            if self.stall.as_mut().is_some_and(blocked) {
-                ledger.settle(Decision::Aborted, "stalled");
-                return Poll::Ready(Some(Err(reset_error(h2::Reason::INTERNAL_ERROR))));
-            }
+    /// Moves the request on. What ends the exchange here is told with the next piece.
+    pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        let Some(lease) = &mut self.lease else {
+            return;
+        };
+        if self.upload_failed || self.upload.is_done() {
+            return;
         }
-        polled.map(|frame| {
-            frame.map(|frame| {
-                frame.map_err(|(decision, reason)| {
-                    self.lease = None;
-                    ledger.settle(decision, reason);
-                    reset_error(h2::Reason::INTERNAL_ERROR)
-                })
-            })
-        })
+        self.failed = match self.upload.poll(cx, &mut lease.connection) {
+            Poll::Ready(Ok(())) | Poll::Pending => None,
+            Poll::Ready(Err(FlowError::ReceiverGone(_))) => {
+                self.upload_failed = true;
+                return;
+            }
+            Poll::Ready(Err(FlowError::SenderGone)) => Some((Decision::Aborted, "client_gone")),
+            Poll::Ready(Err(FlowError::Malformed(_))) => {
+                Some((Decision::Denied, "bad_request_body"))
+            }
+        };
+        let blocked = |stall: &mut Stall| stall.poll(cx, &[self.upload.outbox()]);
+        if self.failed.is_none() && self.stall.as_mut().is_some_and(blocked) {
+            self.failed = Some((Decision::Aborted, "stalled"));
+        }
+        if self.failed.is_some() {
+            self.lease = None;
+        }
+    }
+
+    /// Moves the request on, and returns the next piece of the answer.
+    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
+        self.poll_upload(cx);
+        let polled = match self.failed.take() {
+            Some(failed) => Poll::Ready(Some(Err(failed))),
+            None => self.poll_answer(cx),
+        };
+        if let Poll::Ready(Some(Err(_why))) = &polled {
+            self.lease = None;
+        }
+        polled
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
@@ -213,18 +247,6 @@ impl Crossing {
             return Poll::Ready(self.trailers.take().map(|map| Ok(Frame::trailers(map))));
         };
         let up = &mut lease.connection;
-        if !self.upload_failed && !self.upload.is_done() {
-            match self.upload.poll(cx, up) {
-                Poll::Ready(Ok(())) | Poll::Pending => {}
-                Poll::Ready(Err(FlowError::ReceiverGone(_))) => self.upload_failed = true,
-                Poll::Ready(Err(FlowError::SenderGone)) => {
-                    return Poll::Ready(Some(Err((Decision::Aborted, "client_gone"))));
-                }
-                Poll::Ready(Err(FlowError::Malformed(_))) => {
-                    return Poll::Ready(Some(Err((Decision::Denied, "bad_request_body"))));
-                }
-            }
-        }
         loop {
             let data = match next_data(&mut self.download, &mut up.input) {
                 Ok(data) => data,
@@ -257,25 +279,32 @@ impl Crossing {
     }
 }
 
-/// Takes what has arrived of a body, without its framing.
+/// Takes what has arrived of a body, without its framing; pieces that are not worth a frame of their
+/// own are put together.
 fn next_data(
     body: &mut Body,
     input: &mut bytes::BytesMut,
 ) -> Result<Option<Bytes>, crate::wire::Error> {
+    let mut out = Vec::new();
     loop {
         let count = body.verbatim(input.len());
+        if count >= PIECE_BYTES {
+            if out.is_empty() {
+                let data = input.split_to(count).freeze();
+                body.sent_verbatim(count);
+                return Ok(Some(data));
+            }
+            break;
+        }
         if count > 0 {
-            let data = input.split_to(count).freeze();
+            out.extend_from_slice(&input.split_to(count));
             body.sent_verbatim(count);
-            return Ok(Some(data));
+        } else if body.step(input, &mut out)? != Progress::Full {
+            break;
         }
-        let mut out = Vec::new();
-        let progress = body.step(input, &mut out)?;
-        if !out.is_empty() {
-            return Ok(Some(Bytes::from(out)));
-        }
-        if progress != crate::wire::Progress::Full {
-            return Ok(None);
+        if out.len() >= GATHER_BYTES {
+            break;
         }
     }
+    Ok(Some(Bytes::from(out)).filter(|data| !data.is_empty()))
 }

@@ -21,13 +21,15 @@ pub(super) struct Ledger {
     settled: bool,
     handle: Arc<SessionHandle>,
     meter: Arc<Meter>,
-    pace: Arc<Pace>,
+    pace: Option<Arc<Pace>>,
+    /// The head of an answer went out.
+    answered: bool,
     /// Ends what is left of the request when the answer has ended.
     over: DropGuard,
     /// What was wrong with the body of the request.
     fault: Arc<OnceLock<Fault>>,
     in_flight: Option<ExchangeGuard>,
-    _active: Active,
+    active: Active,
 }
 
 impl Ledger {
@@ -40,12 +42,18 @@ impl Ledger {
             settled: false,
             handle: Arc::clone(lane.handle),
             meter,
-            pace: Pace::current(),
+            pace: None,
+            answered: false,
             over: CancellationToken::new().drop_guard(),
             fault: Arc::default(),
             in_flight: None,
-            _active: active,
+            active,
         }
+    }
+
+    /// Notes that the stream's own task has begun.
+    pub(super) fn start(&mut self) {
+        self.pace = Some(Pace::current());
     }
 
     pub(super) fn record(&mut self) -> &mut Record {
@@ -63,7 +71,12 @@ impl Ledger {
     }
 
     pub(super) fn pace(&self) -> Arc<Pace> {
-        Arc::clone(&self.pace)
+        self.pace.clone().unwrap_or_else(Pace::current)
+    }
+
+    /// Notes that there is an answer.
+    pub(super) fn answer(&mut self) {
+        self.answered = true;
     }
 
     /// Returns what is cancelled when the exchange has ended.
@@ -87,24 +100,44 @@ impl Ledger {
         self.settle(refusal.decision(), refusal.code);
     }
 
-    /// Notes how the exchange ended; the first one counts.
+    /// Notes how the exchange ended; the first one counts. What fails once the session is over failed
+    /// because of that.
     pub(super) fn settle(&mut self, decision: Decision, reason: &'static str) {
-        if !self.settled {
-            self.settled = true;
+        if self.settled {
+            return;
+        }
+        self.settled = true;
+        let ended = matches!(decision, Decision::Aborted | Decision::Failed);
+        if ended && self.handle.is_over() {
+            self.record.decision(Decision::Aborted, "session_cut");
+        } else {
             self.record.decision(decision, reason);
+        }
+    }
+
+    /// Says why the stream ended, where nothing else did.
+    fn ending(&self) -> &'static str {
+        let pace = self.pace.as_ref();
+        let cut = pace.is_none_or(|pace| pace.is_cut());
+        if pace.is_some_and(|pace| pace.is_stalled()) {
+            "stalled"
+        } else if cut && !self.active.activity().has_left() {
+            "tunnel_cut"
+        } else {
+            "client_gone"
         }
     }
 }
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        let reason = if self.handle.is_over() {
-            "session_cut"
-        } else if self.pace.is_stalled() {
-            "stalled"
-        } else {
-            "client_gone"
-        };
+        if self.settled {
+            return;
+        }
+        let reason = self.ending();
+        if reason == "client_gone" && !self.answered {
+            self.active.activity().give_up();
+        }
         self.settle(Decision::Aborted, reason);
     }
 }

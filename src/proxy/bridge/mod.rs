@@ -6,6 +6,8 @@
 
 mod answer;
 mod crossing;
+mod feed;
+mod gather;
 mod ledger;
 mod pace;
 mod upload;
@@ -40,6 +42,7 @@ use crate::wire::{
 
 use answer::{AnswerBody, Source};
 use crossing::Crossing;
+use gather::Gather;
 use ledger::Ledger;
 use pace::{Activity, Streams};
 use upload::{Fault, UploadBody};
@@ -47,11 +50,12 @@ use upload::{Fault, UploadBody};
 /// How many streams a workload may have open at once on one connection.
 const STREAM_LIMIT: u32 = 100;
 /// How much of one request may be under way unread, in bytes.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// How much of all requests of one connection may be under way unread, in bytes.
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+/// How much of all requests of one connection may be under way unread, in bytes. As many times as
+/// upstream, so that one stream of small frames cannot end the others.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 /// How much of one answer is held for a workload that does not take it, in bytes.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+const SEND_BUFFER_BYTES: usize = 16 * 1024;
 /// The largest list of fields, in bytes, as HTTP/2 counts them: as much as a
 /// head of HTTP/1.1 may have.
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
@@ -71,7 +75,8 @@ pub(super) async fn run(lanes: Lanes, down: Connection) {
     });
     let cut = CancellationToken::new();
     let _ends_streams = cut.clone().drop_guard();
-    let mut builder = Builder::new(Streams::new(cut, config.stall_timeout));
+    let streams = Streams::new(cut, config.stall_timeout, drain.clone());
+    let mut builder = Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -82,34 +87,44 @@ pub(super) async fn run(lanes: Lanes, down: Connection) {
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(ERROR_RESETS);
-    let service = service_fn(move |request| Arc::clone(&bridge).serve(request));
+    // What is noted here is noted even if the stream is cut before its task runs.
+    let service = service_fn(move |request| {
+        let ledger = bridge.begin(&request);
+        Arc::clone(&bridge).serve(request, ledger)
+    });
     let io = TokioIo::new(down.into_replay());
     let mut connection = pin!(builder.serve_connection(io, service));
     tokio::select! {
         biased;
-        ended = connection.as_mut() => return note(ended),
+        ended = connection.as_mut() => return note(&activity, ended),
         () = activity.idle(config.first_byte_timeout, config.idle_timeout) => {}
         () = drain.draining() => {}
+        () = activity.wasted() => return tracing::debug!("too many streams were given up"),
     }
-    // No new streams; those that are open go on, and those that were under way when it was said. A
-    // client that does not close is not waited for.
+    // No new streams; those that are open go on, and more may be on their way.
     connection.as_mut().graceful_shutdown();
     loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => return note(ended),
+            ended = connection.as_mut() => return note(&activity, ended),
             () = activity.all_ended() => {}
+            () = activity.wasted() => return,
         }
-        if let Ok(ended) = timeout(config.linger_timeout, connection.as_mut()).await {
-            return note(ended);
+        if drain.is_draining() {
+            // The last answers may still be on their way; the drain's own deadline ends this.
+            return note(&activity, connection.await);
         }
-        if !activity.is_any_open() {
-            return;
+        // A client that does not close is not waited for.
+        match timeout(config.linger_timeout, connection.as_mut()).await {
+            Ok(ended) => return note(&activity, ended),
+            Err(_elapsed) if activity.is_busy() => {}
+            Err(_elapsed) => return,
         }
     }
 }
 
-fn note(ended: Result<(), hyper::Error>) {
+fn note(activity: &Activity, ended: Result<(), hyper::Error>) {
+    activity.leave();
     if let Err(error) = ended {
         tracing::debug!(%error, "an HTTP/2 connection of a workload ended");
     }
@@ -117,6 +132,8 @@ fn note(ended: Result<(), hyper::Error>) {
 
 /// Why a stream has no answer of the upstream's.
 enum Failure {
+    /// The workload gave the exchange up, or its session is over.
+    Gone,
     /// We answer ourselves.
     Refused(Refusal),
     /// The upstream reset the exchange: the workload's stream ends the same way.
@@ -152,13 +169,22 @@ struct Bridge {
 }
 
 impl Bridge {
+    /// Begins the record of a stream.
+    fn begin(&self, request: &Request<Incoming>) -> Ledger {
+        let mut ledger = Ledger::begin(&self.lanes.lane(), self.activity.enter());
+        let record = ledger.record();
+        record.request(request.method().as_str(), request.uri().path());
+        ledger
+    }
+
     /// Serves one stream.
     async fn serve(
         self: Arc<Self>,
         request: Request<Incoming>,
+        mut ledger: Ledger,
     ) -> Result<Response<AnswerBody>, BodyError> {
+        ledger.start();
         let mut lane = self.lanes.lane();
-        let mut ledger = Ledger::begin(&lane, self.activity.enter());
         let is_head = request.method() == Method::HEAD;
         let (parts, body) = request.into_parts();
         let answered = Box::pin(attempt(&mut lane, &mut ledger, parts, body)).await;
@@ -178,6 +204,10 @@ impl Bridge {
                 let text = if is_head { Bytes::new() } else { text };
                 let body = AnswerBody::new(Source::Own(text), ledger);
                 Ok(Response::from_parts(parts, body))
+            }
+            Err(Failure::Gone) => {
+                ledger.settle(Decision::Aborted, "client_gone");
+                Err(reset_error(h2::Reason::CANCEL))
             }
             Err(Failure::Reset(reason)) => {
                 ledger.settle(Decision::Failed, "upstream_reset");
@@ -202,13 +232,14 @@ async fn attempt(
     parts: Parts,
     body: Incoming,
 ) -> Result<(response::Parts, Source), Failure> {
-    let record = ledger.record();
-    record.request(parts.method.as_str(), parts.uri.path());
     check_scheme(lane, &parts)?;
     let trailers_wanted = is_trailers_wanted(&parts);
     let mut head = request_from_parts(&parts)?;
     drop(parts);
-    let Admitted { framing, view, .. } = admit(lane, &mut head, None, record)?;
+    let Admitted { framing, view, .. } = admit(lane, &mut head, None, ledger.record())?;
+    // Interim answers are absorbed here: neither side may wait for one.
+    head.fields
+        .retain(|name, _| !name.eq_ignore_ascii_case(b"expect"));
     let bodyless = body.is_end_stream();
     let outgoing = Outgoing {
         repeatable: bodyless && repeatable(head.method()),
@@ -275,12 +306,12 @@ async fn over_http2(
         ledger.record().address(place.address());
         let reused = place.is_reused();
         tries += 1;
-        match place.send(request).await {
+        match place.send(request, ledger.over()).await {
             Ok((answer, taken)) => {
                 let (parts, body) = answer.into_parts();
                 let mut head = answer_from_parts(&parts).map_err(|_rule| reject::bad_answer())?;
                 clean_answer(&mut head).map_err(|_rule| reject::bad_answer())?;
-                return Ok((head, Source::Http2(body, taken)));
+                return Ok((head, Source::Http2(Gather::new(body), taken)));
             }
             Err(SendError::Unsent(again)) if tries < 3 => request = *again,
             Err(_) if ledger.fault().is_some() => return Err(at_fault(ledger)),
@@ -291,6 +322,7 @@ async fn over_http2(
             Err(SendError::Lost(_)) if tries < 2 && outgoing.repeatable => {
                 request = to_http2(lane, &mut outgoing, ledger)?;
             }
+            Err(SendError::Malformed) => return Err(reject::bad_answer().into()),
             Err(SendError::Reset(reason)) => return Err(Failure::Reset(reason)),
             Err(SendError::Unsent(_)) => return Err(reject::no_answer().into()),
             Err(SendError::Lost(error)) => {
@@ -298,8 +330,11 @@ async fn over_http2(
                 return Err(reject::no_answer().into());
             }
         }
+        if lane.handle.is_over() {
+            return Err(Failure::Gone);
+        }
         let upstream = &lane.proxy.upstream;
-        let route = upstream.route_fresh(lane.handle.pool(), view.grant()).await;
+        let route = upstream.route(lane.handle.pool(), view.grant()).await;
         place = match route.map_err(|error| no_route(&error))? {
             Route::Http2(place) => place,
             // It changed its mind about the protocol in the middle of one request.
@@ -309,17 +344,11 @@ async fn over_http2(
 }
 
 /// Tells the workload that its body was at fault, or nobody where it gave its stream up.
-fn at_fault(ledger: &mut Ledger) -> Failure {
+fn at_fault(ledger: &Ledger) -> Failure {
     match ledger.fault() {
         Some(Fault::Broken(rule)) => rule.into(),
-        Some(Fault::Gone) | None => gone(ledger),
+        Some(Fault::Gone) | None => Failure::Gone,
     }
-}
-
-/// Notes that the workload gave its stream up.
-fn gone(ledger: &mut Ledger) -> Failure {
-    ledger.settle(Decision::Aborted, "client_gone");
-    Failure::Reset(h2::Reason::CANCEL)
 }
 
 fn to_http2(

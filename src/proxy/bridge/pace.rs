@@ -13,6 +13,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::shutdown::Drain;
+
+/// How many streams a client may give up in [`GIVEN_UP_PERIOD`] before they have an answer. Each made
+/// work upstream, which a reset costs its sender nothing to waste.
+const GIVEN_UP_LIMIT: usize = 100;
+const GIVEN_UP_PERIOD: Duration = Duration::from_secs(10);
+
 tokio::task_local! {
     static PACE: Arc<Pace>;
 }
@@ -32,6 +39,7 @@ pub(super) struct Pace {
     /// and one; 0 where it is the sender who is waited for.
     given: [AtomicU64; 2],
     stalled: AtomicBool,
+    cut: AtomicBool,
 }
 
 impl Pace {
@@ -40,6 +48,7 @@ impl Pace {
             start: Instant::now(),
             given: [AtomicU64::new(0), AtomicU64::new(0)],
             stalled: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
         }
     }
 
@@ -74,6 +83,17 @@ impl Pace {
         self.stalled.load(Ordering::Relaxed)
     }
 
+    /// Tells whether the stream was ended because its connection was.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of the connection.
+    async fn cut(&self, cut: &CancellationToken) {
+        cut.cancelled().await;
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
     /// Waits until a receiver has taken nothing for as long as the limit says.
     async fn stall(&self, limit: Duration) {
         let mut wait = limit;
@@ -95,16 +115,22 @@ impl Pace {
     }
 }
 
-/// Spawns the tasks of streams: they end with their connection, or when they stall.
+/// Spawns the tasks of streams: they end with their connection, or when they stall. The drain waits
+/// for them, and so for their records.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
     cut: CancellationToken,
     stall_timeout: Duration,
+    drain: Drain,
 }
 
 impl Streams {
-    pub(super) fn new(cut: CancellationToken, stall_timeout: Duration) -> Self {
-        Self { cut, stall_timeout }
+    pub(super) fn new(cut: CancellationToken, stall_timeout: Duration, drain: Drain) -> Self {
+        Self {
+            cut,
+            stall_timeout,
+            drain,
+        }
     }
 }
 
@@ -113,16 +139,16 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let Self { cut, stall_timeout } = self.clone();
-        drop(tokio::spawn(async move {
+        let (cut, stall_timeout) = (self.cut.clone(), self.stall_timeout);
+        self.drain.spawn(async move {
             let pace = Arc::new(Pace::new());
             tokio::select! {
                 biased;
-                () = cut.cancelled() => {}
+                () = pace.cut(&cut) => {}
                 () = PACE.scope(Arc::clone(&pace), stream) => {}
                 () = pace.stall(stall_timeout) => {}
             }
-        }));
+        });
     }
 }
 
@@ -134,6 +160,11 @@ pub(super) struct Activity {
     /// When the last stream ended; none before the first.
     last: Mutex<Option<Instant>>,
     began: Instant,
+    /// The client ended the connection.
+    left: AtomicBool,
+    /// How many streams the client has given up since when, before they had an answer.
+    given_up: Mutex<(Instant, usize)>,
+    wasted: Notify,
 }
 
 impl Default for Activity {
@@ -143,6 +174,9 @@ impl Default for Activity {
             changed: Notify::new(),
             last: Mutex::new(None),
             began: Instant::now(),
+            left: AtomicBool::new(false),
+            given_up: Mutex::new((Instant::now(), 0)),
+            wasted: Notify::new(),
         }
     }
 }
@@ -175,8 +209,36 @@ impl Activity {
     }
 
     /// Tells whether a stream is open.
-    pub(super) fn is_any_open(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         self.open.load(Ordering::Acquire) > 0
+    }
+
+    /// Notes that it was the client who ended the connection.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether it was the client who ended the connection.
+    pub(super) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the client gave a stream up before there was an answer to it.
+    pub(super) fn give_up(&self) {
+        let now = Instant::now();
+        let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(given_up.0) >= GIVEN_UP_PERIOD {
+            *given_up = (now, 0);
+        }
+        given_up.1 += 1;
+        if given_up.1 > GIVEN_UP_LIMIT {
+            self.wasted.notify_one();
+        }
+    }
+
+    /// Waits until the client has given up more streams than any of good will does.
+    pub(super) async fn wasted(&self) {
+        self.wasted.notified().await;
     }
 
     /// Waits until no stream is open.
@@ -190,6 +252,13 @@ impl Activity {
 /// An open stream.
 #[derive(Debug)]
 pub(super) struct Active(Arc<Activity>);
+
+impl Active {
+    /// Returns what all streams of the connection have in common.
+    pub(super) fn activity(&self) -> &Activity {
+        &self.0
+    }
+}
 
 impl Drop for Active {
     fn drop(&mut self) {
@@ -220,6 +289,23 @@ mod tests {
         pace.gave(Way::Up);
         assert!(stalls(Arc::clone(&pace)).await);
         assert!(pace.is_stalled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_may_give_up_many_streams_and_not_all() {
+        let activity = Activity::default();
+        let wasted = || tokio::time::timeout(Duration::from_millis(1), activity.wasted());
+        for _ in 0..5 {
+            for _ in 0..GIVEN_UP_LIMIT {
+                activity.give_up();
+            }
+            assert!(wasted().await.is_err(), "slow enough");
+            tokio::time::advance(GIVEN_UP_PERIOD).await;
+        }
+        for _ in 0..=GIVEN_UP_LIMIT {
+            activity.give_up();
+        }
+        assert!(wasted().await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,11 +10,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::gather::Gather;
 use super::ledger::Ledger;
 use super::pace::{Pace, Way};
-use super::reset_error;
 use crate::proxy::context::Meter;
 use crate::upstream::BodyError;
 use crate::wire::{Connection, FlowError, Framing, Outbox, trailers_from_map, trailers_to_map};
@@ -28,30 +27,25 @@ pub(super) enum Fault {
     Gone,
 }
 
+/// The most that frames a chunk: its size in hexadecimal digits, and two line ends.
+const CHUNK_FRAMING_BYTES: usize = 16 + 2 + 2;
+
 /// A body from one HTTP/2 connection to another.
 pub(super) struct UploadBody {
-    body: Incoming,
+    body: Gather,
     meter: Arc<Meter>,
     pace: Arc<Pace>,
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
     fault: Arc<OnceLock<Fault>>,
 }
 
 impl UploadBody {
     pub(super) fn new(body: Incoming, ledger: &Ledger) -> Self {
         Self {
-            body,
+            body: Gather::new(body),
             meter: ledger.meter(),
             pace: ledger.pace(),
-            over: Box::pin(ledger.over().cancelled_owned()),
             fault: ledger.faults(),
         }
-    }
-
-    /// Notes that the workload gave its stream up.
-    fn gone(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let _known = self.fault.set(Fault::Gone);
-        Poll::Ready(Some(Err(error)))
     }
 }
 
@@ -72,13 +66,12 @@ impl Body for UploadBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         this.pace.asked(Way::Up);
-        if this.over.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(reset_error(h2::Reason::CANCEL))));
-        }
-        let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+        let frame = match ready!(this.body.poll_frame(cx)) {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return this.gone(error.into()),
-            None if is_cut(&this.body) => return this.gone(reset_error(h2::Reason::CANCEL)),
+            Some(Err(error)) => {
+                let _known = this.fault.set(Fault::Gone);
+                return Poll::Ready(Some(Err(error)));
+            }
             None => return Poll::Ready(None),
         };
         if let Some(data) = frame.data_ref() {
@@ -99,12 +92,6 @@ impl Body for UploadBody {
     }
 }
 
-/// Tells whether a body that has no more frames was cut: a reset that gives no error as its reason
-/// looks like an end.
-pub(super) fn is_cut(body: &Incoming) -> bool {
-    !body.is_end_stream()
-}
-
 /// Cleans trailers on their way from one HTTP/2 connection to another.
 pub(super) fn cleaned(trailers: &http::HeaderMap) -> Result<Frame<Bytes>, crate::wire::Error> {
     let fields = trailers_from_map(trailers)?;
@@ -113,7 +100,7 @@ pub(super) fn cleaned(trailers: &http::HeaderMap) -> Result<Frame<Bytes>, crate:
 
 /// A body from an HTTP/2 connection to an HTTP/1.1 connection, behind the head of its request.
 pub(super) struct Upload {
-    body: Option<Incoming>,
+    body: Option<Gather>,
     out: Outbox,
     chunked: bool,
     /// What the head promised and did not come yet.
@@ -129,7 +116,7 @@ impl Upload {
         meter: Arc<Meter>,
     ) -> Self {
         Self {
-            body,
+            body: body.map(Gather::new),
             out: Outbox::new(head),
             chunked: framing == Framing::Chunked,
             left: match framing {
@@ -167,14 +154,13 @@ impl Upload {
                 ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
                 return Poll::Ready(Ok(()));
             };
-            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            let Poll::Ready(frame) = body.poll_frame(cx) else {
                 ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
                 return Poll::Pending;
             };
             match frame {
                 Some(Ok(frame)) => self.take(frame)?,
                 Some(Err(_reset)) => return Poll::Ready(Err(FlowError::SenderGone)),
-                None if is_cut(body) => return Poll::Ready(Err(FlowError::SenderGone)),
                 None => self.end(b"\r\n")?,
             }
         }
@@ -204,6 +190,8 @@ impl Upload {
             *left = left.checked_sub(length).ok_or(FlowError::SenderGone)?;
         }
         self.meter.add_up(data.len());
+        // The head stood in the same memory, with real values.
+        self.out.make_room(data.len() + CHUNK_FRAMING_BYTES);
         let out = self.out.bytes();
         if self.chunked {
             out.extend_from_slice(format!("{length:x}\r\n").as_bytes());
@@ -222,6 +210,7 @@ impl Upload {
         }
         self.body = None;
         if self.chunked {
+            self.out.make_room(trailers.len() + CHUNK_FRAMING_BYTES);
             let out = self.out.bytes();
             out.extend_from_slice(b"0\r\n");
             out.extend_from_slice(trailers);

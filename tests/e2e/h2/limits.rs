@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use h2::Reason;
 use oshu_vault::config::Limits;
 use serde_json::json;
 use tokio::sync::watch;
@@ -211,6 +212,126 @@ async fn an_upstream_that_takes_nothing_is_not_waited_for() {
         }
     }
     play.alive("upstreams that take nothing").await;
+}
+
+#[tokio::test]
+async fn a_slow_answer_to_a_whole_request_is_waited_for() {
+    let origin = H2Origin::script(|mut exchange| async move {
+        exchange.read_all().await;
+        if exchange.path() == "/slow" {
+            tokio::time::sleep(SHORT * 3).await;
+        }
+        exchange.answer_head(200, &[], false);
+        exchange.send("o").await;
+        if exchange.path() == "/slow" {
+            tokio::time::sleep(SHORT * 3).await;
+        }
+        exchange.end("k").await;
+    })
+    .await;
+    let limit = limited(|limits| limits.stall_timeout = SHORT);
+    let play = H2Scene::with(origin, limit).await;
+    let client = play.h2().await;
+    let body = vec![b'x'; 100_000];
+    let answer = client.ask(("POST", "/slow"), &[], &body).await;
+    assert_eq!((answer.status, answer.text()), (200, "ok"));
+    play.alive("a slow answer").await;
+}
+
+#[tokio::test]
+async fn a_request_goes_up_while_its_answer_is_not_taken() {
+    let h1 = Origin::raw(|conn| async move {
+        while let Some(head) = conn.read_head().await {
+            if head.contains("/both") {
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
+                conn.send(answer).await;
+                conn.send(vec![b'y'; 1_000_000]).await;
+                return conn.wait_end().await;
+            }
+            conn.send(OK).await;
+        }
+    })
+    .await;
+    let play = H2Scene::around_good(h1).await;
+    let client = play.h2_to_h1().await;
+    let mut stream = client.upload("/both", &[]).await;
+    assert!(stream.push("begun").await);
+    assert_eq!(stream.head().await.expect("a head").status, 200);
+    for mark in ["first-mark", "second-mark"] {
+        // Time for the answer to fill the window of the stream.
+        tokio::time::sleep(SHORT).await;
+        assert!(stream.push(mark).await);
+        let arrived = |all: &[Vec<u8>]| contains(&all.concat(), mark);
+        play.scene.good.wait(mark, arrived).await;
+    }
+    let answer = stream.answer().await.expect("an answer");
+    assert_eq!(answer.body.len(), 1_000_000);
+    play.alive("an answer that was taken late").await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_request_goes_with_its_exchange() {
+    let (release, gate) = watch::channel(false);
+    let origin = H2Origin::script(move |mut exchange| {
+        let mut gate = gate.clone();
+        async move {
+            if exchange.path() == "/alive" {
+                return exchange.answer(200, "ok").await;
+            }
+            gate.wait_for(|open| *open).await.expect("the test goes on");
+            if exchange.path() == "/answered" {
+                // Nothing of the request is taken, so that it fills all windows on its way.
+                exchange.answer(200, "ok").await;
+            }
+            exchange.wait_reset().await;
+        }
+    })
+    .await;
+    let play = H2Scene::around(origin).await;
+    let client = play.h2().await;
+    let mut streams = Vec::new();
+    for path in ["/answered", "/left"] {
+        let mut stream = client.upload(path, &[]).await;
+        while tokio::time::timeout(SHORT, stream.push(vec![b'x'; 64 * 1024]))
+            .await
+            .is_ok_and(|taken| taken)
+        {}
+        streams.push(stream);
+    }
+    release.send_replace(true);
+    let left = streams.pop();
+    let answered = streams.pop().expect("two streams");
+    assert_eq!(answered.answer().await.expect("an answer").text(), "ok");
+    left.expect("two streams").reset(Reason::CANCEL);
+    let all = play
+        .two
+        .wait("both resets", |all| {
+            all.iter().all(|seen| seen.reset.is_some())
+        })
+        .await;
+    let codes: Vec<_> = all.iter().map(|seen| seen.reset).collect();
+    assert_eq!(codes, [Some(8), Some(8)], "CANCEL");
+    play.alive("uploads that nobody takes").await;
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_stream_after_stream_is_cut_off() {
+    let origin = H2Origin::script(|mut exchange| async move {
+        if exchange.path() == "/alive" {
+            return exchange.answer(200, "ok").await;
+        }
+        exchange.wait_reset().await;
+    })
+    .await;
+    let play = H2Scene::around(origin).await;
+    let mut client = play.h2().await;
+    for index in 0..101 {
+        let mut stream = client.begin("/wasted").await;
+        play.two.wait("the request", |all| all.len() > index).await;
+        stream.reset(Reason::CANCEL);
+    }
+    let _ended = client.wait_closed().await;
+    play.alive("a hundred streams given up").await;
 }
 
 #[tokio::test]

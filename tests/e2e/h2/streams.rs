@@ -7,7 +7,9 @@ use oshu_vault_sdk::UpdateSession;
 use tokio::sync::watch;
 
 use super::OK;
-use crate::support::{GOOD, H2Exchange, H2Origin, H2Scene, Origin, SIDE, TWO, contains, within};
+use crate::support::{
+    GOOD, H2Exchange, H2Origin, H2Scene, H2Seen, Origin, SIDE, TWO, contains, within,
+};
 
 /// How long a cancellation may take to reach the other side.
 const SECOND: Duration = Duration::from_secs(1);
@@ -232,6 +234,86 @@ async fn an_answer_that_the_upstream_cuts_looks_cut_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_reset_that_calls_itself_no_error_is_a_cut_all_the_same() {
+    let (release, gate) = watch::channel(false);
+    let h2 = H2Origin::script(move |mut exchange| {
+        let mut gate = gate.clone();
+        async move {
+            match exchange.path() {
+                "/cut" => {
+                    exchange.answer_head(200, &[], false);
+                    exchange.send("part").await;
+                    gate.wait_for(|open| *open).await.expect("the test goes on");
+                    exchange.reset(Reason::NO_ERROR);
+                }
+                // The library resets what is left of the request with just this code.
+                "/early" => exchange.answer(200, "whole").await,
+                "/trailers" => {
+                    exchange.answer_head(200, &[], false);
+                    exchange.send("whole").await;
+                    exchange.trailers(&[("x-end", "1")]);
+                }
+                _ => {
+                    if exchange.read_all().await {
+                        exchange.answer(200, "ok").await;
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    let play = H2Scene::with_good(slow_h1().await, h2, |vault| vault).await;
+    let client = play.h2().await;
+    let mut cut = client.begin("/cut").await;
+    assert_eq!(cut.head().await.expect("a head").status, 200);
+    cut.expect_piece("part").await;
+    release.send_replace(true);
+    let error = cut.answer().await.expect_err("a cut, not an end");
+    assert!(error.is_reset() && error.is_remote(), "{error}");
+    let log = play.scene.vault.audit_log();
+    let lines = log
+        .wait("the record", |lines| {
+            lines.iter().any(|line| line["path"] == "/cut")
+        })
+        .await;
+    let record = lines.iter().find(|line| line["path"] == "/cut");
+    assert_eq!(record.expect("a record")["reason"], "upstream_cut");
+    for path in ["/trailers", "/early"] {
+        let mut early = client.upload(path, &[]).await;
+        assert!(early.push("half").await);
+        let whole = early.answer().await.expect(path);
+        assert_eq!(whole.text(), "whole", "{path}");
+    }
+    // The other way: half a request does not pass for a whole one.
+    let mut stream = client.upload("/half", &[]).await;
+    assert!(stream.push("hello").await);
+    let half = |all: &[H2Seen]| all.iter().position(|seen| seen.path == "/half");
+    play.two
+        .wait("half a body", |all| {
+            half(all).is_some_and(|index| all[index].body == b"hello")
+        })
+        .await;
+    stream.reset(Reason::NO_ERROR);
+    let all = play
+        .two
+        .wait("the reset", |all| {
+            half(all).is_some_and(|index| all[index].reset.is_some())
+        })
+        .await;
+    assert!(!all[half(&all).expect("seen")].whole);
+    let h1 = play.h2_to_h1().await;
+    let mut stream = h1.upload("/half", &[]).await;
+    assert!(stream.push("hello").await);
+    play.scene
+        .good
+        .wait("half a body", |all| contains(&all.concat(), "hello"))
+        .await;
+    stream.reset(Reason::NO_ERROR);
+    play.scene.good.wait_ended(1).await;
+    assert!(!contains(&play.scene.good.bytes(), "0\r\n\r\n"));
+}
+
+#[tokio::test]
 async fn an_upstream_connection_that_breaks_cuts_its_streams_only() {
     let (release, gate) = watch::channel(false);
     let play = H2Scene::around(origin(&gate).await).await;
@@ -367,9 +449,16 @@ async fn a_patch_changes_the_very_next_stream() {
     assert_eq!(seen[1].all("x-key"), ["rotated-value-0123456789"]);
     assert_eq!(seen[2].all("x-key"), [token.as_str()]);
     // A host that leaves the policy takes its tunnels with it.
+    let _open = client.upload("/open", &[]).await;
+    play.two.wait("the request", |all| all.len() == 4).await;
     let narrow = UpdateSession::new().allowed_egress([GOOD, SIDE]);
     sdk.update_session(id, &narrow).await.expect("a patch");
     let _ended = client.wait_closed().await;
+    let log = play.scene.vault.audit_log();
+    let cut = |line: &serde_json::Value| {
+        line["path"] == "/open" && line["decision"] == "aborted" && line["reason"] == "tunnel_cut"
+    };
+    log.wait("its record", |lines| lines.iter().any(cut)).await;
     let refused = play.scene.workload.refused(&format!("{TWO}:443")).await;
     assert_eq!(refused.status, 403);
 }

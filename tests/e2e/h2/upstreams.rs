@@ -130,6 +130,7 @@ async fn a_stream_that_was_refused_is_sent_again_a_bounded_number_of_times() {
         );
     }
     assert_eq!(client.get("/after").await.text(), "ok");
+    assert_eq!(play.two.connections(), 1, "a refusal is no reason to dial");
     play.alive("refused streams").await;
 }
 
@@ -251,6 +252,36 @@ async fn a_goaway_that_left_the_stream_out_is_followed_by_another_connection() {
     let reason = refused.expect_err("a reset").reason();
     assert_eq!(reason, Some(Reason::REFUSED_STREAM));
     assert_eq!(client.get("/after").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_a_rule_of_http2_is_502_and_not_asked_for_again() {
+    // `connection: x` behind the status: a literal that is not indexed.
+    const BAD: &[u8] = b"\x88\x00\x0aconnection\x01x";
+    for method in ["GET", "POST"] {
+        let origin = Origin::builder()
+            .alpn(&["h2"])
+            .raw(|conn| async move {
+                conn.read_exactly(24).await;
+                conn.send(frame(4, 0, 0, &[])).await;
+                while let Some(head) = conn.read_exactly(9).await {
+                    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                    let length = usize::try_from(length).expect("small");
+                    conn.read_exactly(length).await;
+                    match (head[3], head[4] & 1) {
+                        (4, 0) => conn.send(frame(4, 1, 0, &[])).await,
+                        (1, _) => conn.send(frame(1, END_STREAM_AND_HEADERS, 1, BAD)).await,
+                        _ => {}
+                    }
+                }
+            })
+            .await;
+        let scene = Scene::around(origin).await;
+        let client = scene.workload.h2("good.example.com:443").await;
+        let answer = client.ask((method, "/"), &[], b"").await;
+        assert_eq!(answer.status, 502, "{method}: {answer:?}");
+        assert_eq!(scene.good.connections(), 1, "{method}");
+    }
 }
 
 #[tokio::test]

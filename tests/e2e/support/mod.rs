@@ -26,7 +26,7 @@ pub(crate) use anthropic::{ANSWER, Anthropic};
 pub(crate) use ca::TestCa;
 pub(crate) use chain::{forward, target};
 pub(crate) use h2_client::H2Client;
-pub(crate) use h2_origin::{H2Exchange, H2Origin};
+pub(crate) use h2_origin::{H2Exchange, H2Origin, H2Seen};
 pub(crate) use h2_scene::{H2Scene, TWO};
 pub(crate) use obedient::{Step, Steps, orders};
 pub(crate) use origin::{Origin, OriginConn, Request};
