@@ -5,10 +5,13 @@
 //! every other byte as it was. It never looks at bytes that it has put in itself, so that a value
 //! which holds the text of a token is not swapped again, and it never shows a value in an error or
 //! a log. `proxy::exchange` calls [`Swapper::swap_request`] once for each request, after the head
-//! was cleaned. The streaming body and the scrubbing of answers are to be submodules of this one.
+//! was cleaned. The other direction is [`Scrubber`], with [`Decoder`] before it; the streaming
+//! body of requests is to be a submodule of this one.
 
 mod basic;
+mod coding;
 mod headers;
+mod scrub;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -17,11 +20,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use memchr::memmem::Finder;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::sealed_token::{BARE_LENGTH, MARKER, Place, TokenId};
 use crate::secret::Secret;
 use crate::wire::RequestHead;
+
+pub use coding::{
+    CODINGS_LIMIT, Coding, ContentEncoding, Decoder, Error as CodingError, GRACE_BYTES,
+    RATIO_LIMIT, STEP_LIMIT_BYTES, reduce_accept_encoding,
+};
+pub use scrub::{SHORTEST_VALUE_BYTES, ScrubStream, Scrubbed, Scrubber};
 
 /// The most tokens that are swapped in one message; more is no honest request.
 pub const SUBSTITUTION_LIMIT: u32 = 1_000;
@@ -246,9 +255,9 @@ impl Lookup for Closed {
     }
 }
 
-/// Makes room for more bytes. A vector that grows by itself leaves its old memory as it is, with
+/// Makes room for more. A vector that grows by itself leaves its old memory as it is, with
 /// the values that stand in it.
-fn reserve(out: &mut Zeroizing<Vec<u8>>, more: usize) {
+fn reserve<T: Clone + Zeroize>(out: &mut Zeroizing<Vec<T>>, more: usize) {
     if out.capacity() - out.len() < more {
         let wanted = (out.len() + more).max(2 * out.capacity());
         let mut larger = Zeroizing::new(Vec::with_capacity(wanted));
