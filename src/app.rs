@@ -395,6 +395,7 @@ fn proxy_config(config: &Config) -> proxy::Config {
         stall_timeout: config.limits.stall_timeout,
         websocket_idle_timeout: config.limits.websocket_idle_timeout,
         passthrough_idle_timeout: config.limits.passthrough_idle_timeout,
+        unknown_codings: config.danger_unscrubbed_codings,
         linger_timeout: LINGER,
     }
 }

@@ -131,10 +131,7 @@ impl Walk {
                     let is_whole = self.errors.len() == known;
                     form.passthrough_hosts = if is_whole { hosts } else { Vec::new() };
                 }
-                "scrub_responses" => {
-                    let scrub = self.flag(&name, &value).unwrap_or(false);
-                    self.not_available(&name, scrub);
-                }
+                "scrub_responses" => form.scrub_responses = self.flag(&name, &value),
                 "capture" => self.not_available(&name, !matches!(value, Json::Null)),
                 _ => self.unknown(&name, "a session"),
             }

@@ -288,7 +288,7 @@ fn describe(handle: &SessionHandle) -> Result<SessionMetadata, Failure> {
         inject: form.inject.clone().unwrap_or_else(header_alone),
         passthrough_hosts: form.passthrough_hosts.clone(),
         allow_plaintext: spec.allow_plaintext,
-        scrub_responses: false,
+        scrub_responses: spec.scrub_responses,
         metadata: form.metadata.clone(),
         counters,
         version: handle.version(),

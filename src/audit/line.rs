@@ -5,6 +5,7 @@
 //! sink's thread alone.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::ser::{Serialize, Serializer};
@@ -44,15 +45,14 @@ impl Data {
         line.text("reason", Some(self.reason));
         line.number("status", self.status.map(u64::from));
         if let Some(swaps) = &self.swaps {
-            line.key("swapped");
-            let mut before = "[";
-            for name in &swaps.names {
-                line.raw(before);
-                line.quoted(name);
-                before = ",";
-            }
-            line.raw(if swaps.names.is_empty() { "[]" } else { "]" });
+            line.names("swapped", &swaps.names);
             line.number("tokens_left", Some(u64::from(swaps.left)));
+        }
+        if let Some(found) = &self.found {
+            let names = found.names();
+            if !names.is_empty() {
+                line.names("scrubbed", &names);
+            }
         }
         line.number("bytes_up", self.bytes_up);
         line.number("bytes_down", self.bytes_down);
@@ -69,6 +69,17 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
+    fn names(&mut self, key: &'static str, names: &[Arc<str>]) {
+        self.key(key);
+        let mut before = "[";
+        for name in names {
+            self.raw(before);
+            self.quoted(name);
+            before = ",";
+        }
+        self.raw(if names.is_empty() { "[]" } else { "]" });
+    }
+
     fn raw(&mut self, text: &str) {
         self.out.extend_from_slice(text.as_bytes());
     }

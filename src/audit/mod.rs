@@ -9,8 +9,8 @@ mod line;
 mod sink;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::host::HostPort;
@@ -147,6 +147,12 @@ impl Record {
         });
     }
 
+    /// Reads the names of scrubbed secrets when the record is handed over; they are found while the
+    /// answer streams.
+    pub fn scrubbed(&mut self, found: &Arc<Found>) {
+        self.set(|data| data.found = Some(Arc::clone(found)));
+    }
+
     /// Reads the numbers of bytes from a meter when the record is handed over, so that they are
     /// there however the thing ended.
     pub fn meter(&mut self, traffic: &Arc<Traffic>) {
@@ -212,6 +218,29 @@ pub struct Traffic {
     pub down: AtomicU64,
 }
 
+/// Collects the names of secrets whose values were found in an answer.
+#[derive(Debug, Default)]
+pub struct Found(Mutex<Vec<(Arc<str>, u64)>>);
+
+impl Found {
+    /// Adds names, with how often their values were found.
+    pub fn add<'a>(&self, more: impl Iterator<Item = (&'a Arc<str>, u64)>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, count) in more {
+            match all.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum = sum.saturating_add(count),
+                None => all.push((Arc::clone(name), count)),
+            }
+        }
+    }
+
+    /// Returns the names so far, each once.
+    pub fn names(&self) -> Vec<Arc<str>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(name, _)| Arc::clone(name)).collect()
+    }
+}
+
 /// What a record holds. It is made into text on the sink's thread, not on the caller's.
 #[derive(Debug)]
 struct Data {
@@ -229,6 +258,7 @@ struct Data {
     reason: &'static str,
     status: Option<u16>,
     swaps: Option<Swaps>,
+    found: Option<Arc<Found>>,
     bytes_up: Option<u64>,
     bytes_down: Option<u64>,
     traffic: Option<Arc<Traffic>>,
@@ -259,6 +289,7 @@ impl Data {
             reason: INCOMPLETE,
             status: None,
             swaps: None,
+            found: None,
             bytes_up: None,
             bytes_down: None,
             traffic: None,

@@ -32,6 +32,10 @@ pub const DEFAULT_TOML: &str = include_str!("default.toml");
 
 /// The effective configuration of the server.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own in the file"
+)]
 pub struct Config {
     /// Developer mode: loopback only, everything that is missing is generated.
     pub dev: bool,
@@ -53,6 +57,8 @@ pub struct Config {
     pub danger_unscoped_secrets: bool,
     /// Accepts credentials for the management API in cleartext on a listener off loopback.
     pub danger_plaintext_management: bool,
+    /// Answers in codings that cannot be scrubbed pass unread, from hosts that may have a secret.
+    pub danger_unscrubbed_codings: bool,
     /// Where sessions are kept.
     pub store: Store,
 }
@@ -71,6 +77,7 @@ impl Default for Config {
             log: LogFormat::Json,
             danger_unscoped_secrets: false,
             danger_plaintext_management: false,
+            danger_unscrubbed_codings: false,
             store: Store::default(),
         }
     }

@@ -239,6 +239,9 @@ pub const SETTINGS: &[Setting] = &[
         "false",
         "Accept credentials of the management API in cleartext on a listener off loopback: only \
          where TLS ends in front of this process."),
+    setting!("danger_unscrubbed_codings", config.danger_unscrubbed_codings, Anywhere, None, "false",
+        "Let answers pass unread that are in a content coding which cannot be scrubbed, from hosts \
+         that may have a secret; without it they are refused with 502."),
 
     setting!("proxy.listen", config.proxy.listen, Anywhere, Some("listen"), "\"127.0.0.1:8080\"",
         "The plain listener for workloads and the management API; none turns it off. Port 0 \

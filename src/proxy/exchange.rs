@@ -12,6 +12,7 @@ use super::After;
 use super::context::{Lane, Meter};
 use super::reject::{self, Refusal};
 use super::response::{self, Lost};
+use super::scrub::Scrub;
 use super::upgrade::{self, Upgrade};
 use crate::audit::{Decision, Record};
 use crate::host::HostPort;
@@ -35,6 +36,8 @@ pub(super) struct Outgoing {
     /// The client wants to send another request afterwards.
     pub(super) keep_alive: bool,
     pub(super) upgrade: Upgrade,
+    /// What must not come back.
+    pub(super) scrub: Option<Scrub>,
     pub(super) version: Version,
 }
 
@@ -92,18 +95,23 @@ async fn attempt(
         framing,
         view,
         upgrade,
+        scrub,
     } = admit(lane, &mut head, target, record)?;
     let mut request = prepare(head, framing, keep_alive, down)?;
     request.upgrade = upgrade;
+    request.scrub = scrub;
     // From here on the session is in use; a refused request does not renew it.
     let _in_flight = lane.handle.exchange();
     let meter = lane.meter(record);
-    let (lease, answer) = send(lane, down, &mut request, &view, (record, &meter)).await?;
+    let (lease, mut answer) = send(lane, down, &mut request, &view, (record, &meter)).await?;
     lane.handle
         .counters()
         .exchanges
         .fetch_add(1, Ordering::Relaxed);
     if answer.status == upgrade::SWITCHING_PROTOCOLS {
+        if let Some(scrub) = &request.scrub {
+            scrub.head(&mut answer);
+        }
         // Boxed, so that every other exchange does not hold its room.
         return Box::pin(upgrade::run(lane, down, lease, answer, (record, &meter))).await;
     }
@@ -115,6 +123,7 @@ pub(super) struct Admitted {
     pub(super) framing: Framing,
     pub(super) view: Arc<HostView>,
     pub(super) upgrade: Upgrade,
+    pub(super) scrub: Option<Scrub>,
 }
 
 /// Checks a request, cleans its head and swaps its tokens. Both protocols come through here.
@@ -139,10 +148,15 @@ pub(super) fn admit(
         upgrade::put_fields(&mut head.fields);
     }
     swap(lane, head, &view, record)?;
+    let scrub = Scrub::of(&view, record, lane.proxy.config.unknown_codings);
+    if scrub.is_some() {
+        Scrub::ask(head);
+    }
     Ok(Admitted {
         framing,
         view,
         upgrade,
+        scrub,
     })
 }
 
@@ -296,6 +310,7 @@ fn prepare(
         flow,
         keep_alive,
         upgrade: Upgrade::None,
+        scrub: None,
     })
 }
 

@@ -17,6 +17,7 @@ mod probe;
 mod reject;
 mod relay;
 mod response;
+mod scrub;
 mod splice;
 mod tunnel;
 mod upgrade;
@@ -59,6 +60,8 @@ pub struct Config {
     pub websocket_idle_timeout: Duration,
     /// How long a spliced tunnel may stay open on which no byte goes either way.
     pub passthrough_idle_timeout: Duration,
+    /// Let bodies in content codings that cannot be scrubbed pass unread, in place of 502.
+    pub unknown_codings: bool,
     /// How long a connection is read after its last answer, for that answer to arrive.
     pub linger_timeout: Duration,
 }

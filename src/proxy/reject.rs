@@ -218,6 +218,8 @@ impl From<WireError> for Refusal {
                 "bad_body",
                 "the chunks or trailers of the body are malformed",
             ),
+            // Only answers are decoded, and their errors do not come here.
+            WireError::Coding => bad_answer(),
             WireError::ConnectionOption => Self::client(
                 400,
                 "bad_connection_option",

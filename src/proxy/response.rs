@@ -2,25 +2,28 @@
 //!
 //! Both directions are polled here, in the task of the exchange, so that the end of one is seen by
 //! the other. An answer with two framings, or a protocol switch nobody asked for, is refused and
-//! its connection closed. Scrubbing will stand between the head's cleaning and its writing.
+//! its connection closed. Between the cleaning and the writing it is scrubbed, where the host may
+//! have a secret.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::After;
 use super::context::{Lane, Meter};
 use super::exchange::{Outgoing, allowed, canonical_framing};
 use super::reject::{self, Refusal};
+use super::scrub::Scrub;
 use super::upgrade::{self, SWITCHING_PROTOCOLS, Upgrade};
 use crate::audit::{Decision, Record};
 use crate::upstream::Lease;
 use crate::wire::{
     AnswerHead, Body, Connection, Flow, FlowError, Framing, HeadScanner, Outbox, ReadError,
-    Version, answer_framing, clean_answer, closes, parse_answer,
+    Transform, Version, answer_framing, clean_answer, closes, parse_answer,
 };
 
 /// How an exchange ends whose client went away.
@@ -72,7 +75,7 @@ pub(super) async fn head(
         upgrade: request.upgrade,
     };
     poll_fn(|cx| {
-        let polled = wait.poll(cx, down, up, &mut request.flow);
+        let polled = wait.poll(cx, down, up, (&mut request.flow, request.scrub.as_ref()));
         meter.set(request.flow.body().data_bytes(), 0);
         match polled {
             Poll::Pending if stall.poll(cx, &[request.flow.outbox()]) => {
@@ -191,14 +194,17 @@ impl Wait {
         cx: &mut Context<'_>,
         down: &mut Connection,
         up: &mut Connection,
-        flow: &mut Flow,
+        (flow, scrub): (&mut Flow, Option<&Scrub>),
     ) -> Poll<Result<AnswerHead, Lost>> {
         self.poll_upload(cx, down, up, flow)?;
         loop {
             ready!(self.poll_interim(cx, down))?;
             match self.reader.take(up, self.may_switch(flow))? {
                 Taken::Final(answer) => return Poll::Ready(Ok(answer)),
-                Taken::Interim(answer) => {
+                Taken::Interim(mut answer) => {
+                    if let Some(scrub) = scrub {
+                        scrub.head(&mut answer);
+                    }
                     if self.pass_interim {
                         answer.write(&mut self.interim);
                     }
@@ -304,15 +310,16 @@ pub(super) async fn run(
     let last_of_upstream = closes(&answer.fields, answer.version) || framing == Framing::UntilClose;
     let status = answer.status;
     clean_answer(&mut answer).map_err(|_rule| reject::bad_answer())?;
+    let input = &mut lease.connection.input;
+    let plan = plan(&request, &mut answer, framing, input)?;
     // An answer that comes before the request is through is the last one of both connections.
     let early = !request.flow.is_done();
     let keep_alive = request.keep_alive
         && !early
         && framing != Framing::UntilClose
         && !lane.proxy.drain.is_draining();
-    let ends_with_the_connection = framing == Framing::UntilClose
-        || (framing == Framing::Chunked && request.version == Version::Http10);
-    let mut flow = begin(&request, answer, framing, keep_alive);
+    let ends_with_the_connection = plan.sent == Framing::UntilClose;
+    let mut flow = begin(answer, plan, keep_alive);
     if let Err(error) = flow.prime(&mut lease.connection) {
         tracing::debug!(%error, "an answer's body is malformed");
         return Err(reject::bad_answer());
@@ -355,12 +362,64 @@ pub(super) async fn run(
     Ok(after)
 }
 
-/// Writes the head of the answer for this client.
-fn begin(request: &Outgoing, mut answer: AnswerHead, framing: Framing, keep_alive: bool) -> Flow {
-    let mut body = Body::new(framing);
+/// How an answer's body is read, changed and written.
+struct Plan {
+    body: Body,
+    change: Option<Box<dyn Transform>>,
+    /// The body, where it was there whole and was changed at once.
+    whole: Vec<u8>,
+    sent: Framing,
+}
+
+/// Decides how the body is written for this client, and brings the head's framing in line.
+fn plan(
+    request: &Outgoing,
+    answer: &mut AnswerHead,
+    framing: Framing,
+    input: &mut BytesMut,
+) -> Result<Plan, Refusal> {
     canonical_framing(&mut answer.fields);
-    if framing == Framing::Chunked && request.version == Version::Http10 {
-        body = body.without_framing();
+    let change = match &request.scrub {
+        Some(scrub) => {
+            scrub.head(answer);
+            let has_body = framing != Framing::None;
+            has_body.then(|| scrub.body(answer)).transpose()?.flatten()
+        }
+        None => None,
+    };
+    let length = match framing {
+        Framing::Length(length) => usize::try_from(length).ok(),
+        _ => None,
+    };
+    let mut plan = Plan {
+        body: Body::new(framing),
+        change: None,
+        whole: Vec::new(),
+        sent: framing,
+    };
+    match change {
+        None => {}
+        Some(change) => match length.and_then(|length| input.get(..length)) {
+            Some(body) if change.is_plain() => {
+                plan.body = Body::counted(body.len());
+                plan.whole = change.whole(body);
+                input.advance(length.unwrap_or_default());
+                let length = plan.whole.len().to_string();
+                answer.fields.append("Content-Length", length);
+                return Ok(plan);
+            }
+            _ => {
+                plan.change = Some(change);
+                plan.sent = Framing::Chunked;
+                if framing != Framing::Chunked {
+                    answer.fields.append("Transfer-Encoding", &b"chunked"[..]);
+                }
+            }
+        },
+    }
+    if plan.sent == Framing::Chunked && request.version == Version::Http10 {
+        plan.sent = Framing::UntilClose;
+        plan.body = plan.body.without_framing();
         answer.fields.retain(|name, _| {
             !name.eq_ignore_ascii_case(b"transfer-encoding")
                 && !name.eq_ignore_ascii_case(b"trailer")
@@ -372,12 +431,25 @@ fn begin(request: &Outgoing, mut answer: AnswerHead, framing: Framing, keep_aliv
             .fields
             .retain(|name, _| !name.eq_ignore_ascii_case(b"transfer-encoding"));
     }
+    Ok(plan)
+}
+
+/// Writes the head of the answer for this client.
+fn begin(mut answer: AnswerHead, plan: Plan, keep_alive: bool) -> Flow {
     if !keep_alive {
         answer.fields.append("Connection", &b"close"[..]);
     }
-    let mut text = Vec::with_capacity(answer.fields.block().len() + 64);
+    let room = answer.fields.put_bytes() + plan.whole.len() + 64;
+    let mut text = Vec::with_capacity(answer.fields.block().len() + room);
     answer.write(&mut text);
-    Flow::new(text, body)
+    text.extend_from_slice(&plan.whole);
+    match plan.change {
+        None => Flow::new(text, plan.body),
+        Some(change) => {
+            let chunked = plan.sent == Framing::Chunked;
+            Flow::transformed(text, plan.body, change, chunked)
+        }
+    }
 }
 
 /// Moves both bodies until the answer is through. What is left of the request then is not waited

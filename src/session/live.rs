@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,7 +21,7 @@ use super::life::{Clock, Life};
 use super::quota::Open;
 use super::record;
 use super::spec::{FieldError, Form, Options, Spec, Warning};
-use super::view::{Sealed, SessionView};
+use super::view::{Retired, Sealed, SessionView};
 use crate::audit::{Decision, Kind, Record, Sink};
 use crate::id::{SessionId, TenantId};
 use crate::policy::AddressRules;
@@ -345,6 +345,11 @@ impl Sessions {
     }
 }
 
+/// How long a value that was rotated out is still scrubbed.
+const RETIRED_FOR: Duration = Duration::from_hours(1);
+/// How many of them, the youngest first.
+const RETIRED_LIMIT: usize = 100;
+
 /// Makes a view; secrets whose name and prefix stand in the one before keep their tokens. Returns
 /// also the tokens that are new.
 pub(super) fn make_view(
@@ -386,8 +391,36 @@ pub(super) fn make_view(
         egress: spec.egress.clone(),
         passthrough: spec.passthrough.clone(),
         allow_plaintext: spec.allow_plaintext,
+        scrub: spec.scrub_responses,
+        retired: before.map_or_else(Vec::new, |before| retire(before, spec, Instant::now())),
+        scrubbers: Arc::default(),
     };
     (view, fresh)
+}
+
+/// Returns the values that a patch takes out of use, and those of earlier ones that are not an hour
+/// old: they may still come back in answers.
+pub(super) fn retire(before: &SessionView, spec: &Spec, now: Instant) -> Vec<Retired> {
+    let stays = |old: &Sealed| {
+        let mut now = spec.secrets.iter();
+        now.any(|new| {
+            // A host that left the scope may have kept what it was sent.
+            new.name == old.name
+                && new.scope == old.scope
+                && new.value.expose() == old.secret.expose()
+        })
+    };
+    let gone = before.sealed.iter().filter(|old| !stays(old));
+    let mut retired: Vec<Retired> = gone
+        .map(|old| Retired {
+            sealed: old.clone(),
+            until: now + RETIRED_FOR,
+        })
+        .collect();
+    let earlier = before.retired.iter().filter(|old| old.until > now);
+    retired.extend(earlier.cloned());
+    retired.truncate(RETIRED_LIMIT);
+    retired
 }
 
 fn decode_basic(value: &[u8]) -> Option<Zeroizing<String>> {

@@ -35,6 +35,7 @@ struct Record<'a> {
     ttl_seconds: Option<u64>,
     max_lifetime_seconds: Option<u64>,
     allow_plaintext: Option<bool>,
+    scrub_responses: Option<bool>,
     metadata: &'a BTreeMap<String, String>,
 }
 
@@ -129,6 +130,7 @@ fn record<'a>(
         ttl_seconds: form.ttl_seconds,
         max_lifetime_seconds: form.max_lifetime_seconds,
         allow_plaintext: form.allow_plaintext,
+        scrub_responses: form.scrub_responses,
         metadata: &form.metadata,
     }
 }

@@ -13,6 +13,7 @@ use crate::policy::{
 };
 use crate::sealed_token::{Places, Prefix};
 use crate::secret::Secret;
+use crate::swap::SHORTEST_VALUE_BYTES;
 
 /// The shortest secret value, in bytes.
 const SECRET_MIN_BYTES: usize = 8;
@@ -114,6 +115,8 @@ pub struct Form {
     pub max_lifetime_seconds: Option<u64>,
     /// Swap also in plain HTTP.
     pub allow_plaintext: Option<bool>,
+    /// Take real values out of answers; absent means yes.
+    pub scrub_responses: Option<bool>,
     /// The tenant's own notes.
     pub metadata: BTreeMap<String, String>,
 }
@@ -163,6 +166,8 @@ pub struct Spec {
     pub max_lifetime: Duration,
     /// Swap also in plain HTTP.
     pub allow_plaintext: bool,
+    /// Take real values out of answers.
+    pub scrub_responses: bool,
     /// What is accepted but weakens the session.
     pub warnings: Vec<Warning>,
 }
@@ -195,6 +200,7 @@ impl Spec {
             ttl: Duration::from_secs(ttl),
             max_lifetime: Duration::from_secs(max_lifetime),
             allow_plaintext: form.allow_plaintext.unwrap_or(false),
+            scrub_responses: check.scrub(),
             warnings: check.warnings,
         })
     }
@@ -431,6 +437,24 @@ impl Check<'_> {
         } else {
             rules
         })
+    }
+
+    /// Says which values are too short to be scrubbed: to take out a guess would tell that it was
+    /// right.
+    fn scrub(&mut self) -> bool {
+        let scrub = self.form.scrub_responses.unwrap_or(true);
+        let short = self.form.secrets.iter();
+        let short = short.filter(|(_, secret)| secret.value.len() < SHORTEST_VALUE_BYTES);
+        if scrub {
+            self.warnings.extend(short.map(|(name, _)| Warning {
+                code: "secret_not_scrubbed",
+                message: format!(
+                    "{name} is shorter than {SHORTEST_VALUE_BYTES} bytes: it is not taken out of \
+                     answers, since that would tell who guesses it"
+                ),
+            }));
+        }
+        scrub
     }
 
     /// Checks that what is passed through unread may be reached, and that no secret may go there:

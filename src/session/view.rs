@@ -5,7 +5,10 @@
 //! any mistake further up. Called by the proxy through the live session.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
 
 use crate::host::HostPort;
 use crate::policy::{
@@ -13,7 +16,11 @@ use crate::policy::{
 };
 use crate::sealed_token::{Place, Places, SealedToken, TokenId};
 use crate::secret::Secret;
-use crate::swap::{Lookup, Opening};
+use crate::swap::{Lookup, Opening, Scrubber};
+
+/// How many searches a view keeps: as many as there are different sets of secrets among the hosts
+/// that are reached, which is few.
+const SCRUBBERS_LIMIT: usize = 64;
 
 /// One secret of a session with its token.
 #[derive(Clone, Debug)]
@@ -25,6 +32,36 @@ pub(super) struct Sealed {
     pub(super) places: Arc<Places>,
 }
 
+/// A secret that a patch took away or gave another value: its old value may still come back.
+#[derive(Clone, Debug)]
+pub(super) struct Retired {
+    pub(super) sealed: Sealed,
+    pub(super) until: Instant,
+}
+
+/// The searches for values in answers: one for each set of secrets that a host may receive, by their
+/// places in the view.
+#[derive(Debug, Default)]
+pub(super) struct Scrubbers(Mutex<Searches>);
+
+type Searches = HashMap<Box<[usize]>, Option<Arc<Scrubber>>>;
+
+impl Scrubbers {
+    fn find(
+        &self,
+        set: Box<[usize]>,
+        make: impl FnOnce(&[usize]) -> Option<Scrubber>,
+    ) -> Option<Arc<Scrubber>> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.len() >= SCRUBBERS_LIMIT {
+            made.clear();
+        }
+        let entry = made.entry(set);
+        let scrubber = entry.or_insert_with_key(|set| make(set).map(Arc::new));
+        scrubber.clone()
+    }
+}
+
 /// A session as it stands: immutable, replaced as a whole by a patch.
 #[derive(Clone, Debug)]
 pub struct SessionView {
@@ -33,6 +70,10 @@ pub struct SessionView {
     pub(super) egress: EgressPolicy,
     pub(super) passthrough: PassthroughHosts,
     pub(super) allow_plaintext: bool,
+    /// Answers are scrubbed.
+    pub(super) scrub: bool,
+    pub(super) retired: Vec<Retired>,
+    pub(super) scrubbers: Arc<Scrubbers>,
 }
 
 impl SessionView {
@@ -80,6 +121,35 @@ impl SessionView {
             version: self.version,
             grant,
             tokens,
+            scrubber: self.scrubber(target, Instant::now()),
+        })
+    }
+
+    /// Finds what is searched for in answers of a host that may have a secret, in the clear or not:
+    /// what it got over TLS it can say without.
+    pub(super) fn scrubber(&self, target: &HostPort, now: Instant) -> Option<Arc<Scrubber>> {
+        if !self.scrub {
+            return None;
+        }
+        let all = || {
+            let now_sealed = self.sealed.iter().map(|sealed| (sealed, None));
+            let retired = self.retired.iter();
+            now_sealed.chain(retired.map(|it| (&it.sealed, Some(it.until))))
+        };
+        let here = all().enumerate().filter(|(_, (sealed, until))| {
+            sealed.scope.covers(target) && until.is_none_or(|until| until > now)
+        });
+        let set: Box<[usize]> = here.map(|(index, _)| index).collect();
+        if set.is_empty() {
+            return None;
+        }
+        self.scrubbers.find(set, |set| {
+            let all = all().enumerate();
+            let wanted = all.filter(|(index, _)| set.contains(index));
+            Scrubber::new(wanted.map(|(_, (sealed, _))| {
+                let token = Bytes::from(sealed.token.to_string());
+                (sealed.secret.clone(), token, Arc::clone(&sealed.name))
+            }))
         })
     }
 }
@@ -110,12 +180,19 @@ pub struct HostView {
     version: u64,
     grant: Grant,
     tokens: HashMap<TokenId, Entry>,
+    scrubber: Option<Arc<Scrubber>>,
 }
 
 impl HostView {
     /// Returns the version of the session that this was made from.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Returns the search for the values that must not come back from the host; nothing where there
+    /// are none, or the session does not want it.
+    pub fn scrubber(&self) -> Option<&Arc<Scrubber>> {
+        self.scrubber.as_ref()
     }
 
     /// Returns the grant to reach the host.

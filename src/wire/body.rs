@@ -72,6 +72,14 @@ impl Body {
         }
     }
 
+    /// Makes a body that is through, for its accounting.
+    pub fn counted(bytes: usize) -> Self {
+        Self {
+            data_bytes: bytes as u64,
+            ..Self::new(Framing::None)
+        }
+    }
+
     /// Drops the framing of chunks on the way, for a reader that knows none.
     #[must_use]
     pub fn without_framing(mut self) -> Self {
@@ -151,6 +159,35 @@ impl Body {
                 State::ChunkSize => self.read_size(input, out)?,
                 State::ChunkEnd => self.end_chunk(input, out)?,
                 State::Trailer(_) => self.read_trailer(input, out)?,
+            };
+            if !go_on {
+                return Ok(Progress::Hungry);
+            }
+        }
+    }
+
+    /// Reads framing up to the next data, for a body whose data is taken by
+    /// [`Self::verbatim`]. [`Progress::Full`] says that data is there.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub(super) fn skip_framing(&mut self, input: &mut BytesMut) -> Result<Progress, Error> {
+        self.unframed = true;
+        let mut none = Vec::new();
+        loop {
+            let go_on = match &mut self.state {
+                State::Done => return Ok(Progress::Done),
+                State::Length(_) | State::ChunkData(_) | State::UntilClose => {
+                    let there = !input.is_empty();
+                    return Ok(if there {
+                        Progress::Full
+                    } else {
+                        Progress::Hungry
+                    });
+                }
+                State::ChunkSize => self.read_size(input, &mut none)?,
+                State::ChunkEnd => self.end_chunk(input, &mut none)?,
+                State::Trailer(_) => self.read_trailer(input, &mut none)?,
             };
             if !go_on {
                 return Ok(Progress::Hungry);

@@ -13,6 +13,7 @@ use super::body::{Body, Progress};
 use super::h1::Error;
 use super::io::Connection;
 use super::outbox::Outbox;
+use super::reframe::{Reframe, Transform};
 
 /// Says which side ended a flow before its time.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +30,19 @@ pub enum FlowError {
 }
 
 /// A body on its way, and the bytes that must be written before more is read.
-#[derive(Debug)]
 pub struct Flow {
     body: Body,
     out: Outbox,
+    reframe: Option<Box<Reframe>>,
+}
+
+impl std::fmt::Debug for Flow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flow")
+            .field("body", &self.body)
+            .field("changes", &self.reframe.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Flow {
@@ -41,6 +51,21 @@ impl Flow {
         Self {
             body,
             out: Outbox::new(head),
+            reframe: None,
+        }
+    }
+
+    /// Starts a flow whose body changes on its way. It leaves in chunks, or with no framing at all.
+    pub fn transformed(
+        head: Vec<u8>,
+        body: Body,
+        transform: Box<dyn Transform>,
+        chunked: bool,
+    ) -> Self {
+        Self {
+            body,
+            out: Outbox::new(head),
+            reframe: Some(Box::new(Reframe::new(transform, chunked))),
         }
     }
 
@@ -50,11 +75,18 @@ impl Flow {
     /// [`FlowError::Malformed`].
     pub fn prime(&mut self, from: &mut Connection) -> Result<(), FlowError> {
         if !self.body.is_done() && !from.input.is_empty() {
-            self.body
-                .step(&mut from.input, self.out.bytes())
-                .map_err(FlowError::Malformed)?;
+            self.step(from)?;
         }
         Ok(())
+    }
+
+    fn step(&mut self, from: &mut Connection) -> Result<Progress, FlowError> {
+        let (input, out) = (&mut from.input, self.out.bytes());
+        match &mut self.reframe {
+            None => self.body.step(input, out),
+            Some(reframe) => reframe.step(&mut self.body, input, out),
+        }
+        .map_err(FlowError::Malformed)
     }
 
     /// Returns the body, for its accounting.
@@ -69,7 +101,11 @@ impl Flow {
 
     /// Tells whether all of the body was read and written.
     pub fn is_done(&self) -> bool {
-        self.body.is_done() && self.out.is_clear()
+        let ended = self
+            .reframe
+            .as_ref()
+            .is_none_or(|reframe| reframe.is_ended());
+        self.body.is_done() && ended && self.out.is_clear()
     }
 
     /// Tells whether no byte was handed to the receiver: it can start again elsewhere as it is.
@@ -94,20 +130,17 @@ impl Flow {
     ) -> Poll<Result<(), FlowError>> {
         let gone = FlowError::ReceiverGone;
         loop {
-            ready!(self.out.poll_drain(cx, to)).map_err(gone)?;
+            let drained = self.out.poll_drain(cx, to);
+            ready!(self.listened(drained))?;
             let verbatim = self.body.verbatim(from.input.len());
-            if verbatim > 0 {
+            if verbatim > 0 && self.reframe.is_none() {
                 let bytes = from.input.get(..verbatim).unwrap_or_default();
                 let count = ready!(self.out.poll_write(cx, to, bytes)).map_err(gone)?;
                 from.input.advance(count);
                 self.body.sent_verbatim(count);
                 continue;
             }
-            match self
-                .body
-                .step(&mut from.input, self.out.bytes())
-                .map_err(FlowError::Malformed)?
-            {
+            match self.step(from)? {
                 _ if !self.out.bytes().is_empty() => continue,
                 Progress::Done => {
                     ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
@@ -115,12 +148,40 @@ impl Flow {
                 }
                 Progress::Full | Progress::Hungry => {}
             }
-            ready!(self.out.poll_flush(cx, to)).map_err(gone)?;
-            match ready!(from.poll_fill(cx)) {
+            let flushed = self.out.poll_flush(cx, to);
+            ready!(self.listened(flushed))?;
+            let Poll::Ready(filled) = from.poll_fill(cx) else {
+                ready!(self.poll_release(cx));
+                continue;
+            };
+            self.renew();
+            match filled {
                 Ok(0) => self.body.close().map_err(|_rule| FlowError::SenderGone)?,
                 Ok(_) => {}
                 Err(_reset) => return Poll::Ready(Err(FlowError::SenderGone)),
             }
+        }
+    }
+
+    /// Takes note of a receiver that takes nothing: meanwhile the sender is not listened to.
+    fn listened(&mut self, polled: Poll<io::Result<()>>) -> Poll<Result<(), FlowError>> {
+        if polled.is_pending() {
+            self.renew();
+        }
+        polled.map_err(FlowError::ReceiverGone)
+    }
+
+    fn renew(&mut self) {
+        if let Some(reframe) = &mut self.reframe {
+            reframe.renew();
+        }
+    }
+
+    /// Waits for the time when what a transform holds back must leave.
+    fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.reframe {
+            Some(reframe) => reframe.poll_release(cx, self.out.bytes()),
+            None => Poll::Pending,
         }
     }
 }

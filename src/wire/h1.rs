@@ -50,6 +50,9 @@ pub enum Error {
     /// The trailer section is malformed, too large or has a field that frames or routes.
     #[error("the trailer section is malformed")]
     Trailer,
+    /// A content coding is malformed, or expands beyond reason.
+    #[error("the content coding of the body is malformed or expands too far")]
+    Coding,
     /// A connection option names a field that must not be removed (RFC 9110 §7.6.1).
     #[error("the connection field names a field that cannot be dropped")]
     ConnectionOption,

@@ -379,6 +379,16 @@ pub struct AnswerHead {
 }
 
 impl AnswerHead {
+    /// Returns the reason phrase.
+    pub fn reason(&self) -> &[u8] {
+        self.reason.of(&self.fields.block)
+    }
+
+    /// Leaves the reason phrase out (RFC 9112 §4 allows it).
+    pub fn forget_reason(&mut self) {
+        self.reason = Span::default();
+    }
+
     /// Writes the head as an HTTP/1.1 answer with its own reason phrase, and the empty line.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"HTTP/1.1 ");

@@ -13,6 +13,7 @@ mod head;
 mod hygiene;
 mod io;
 mod outbox;
+mod reframe;
 
 pub use body::{Body, Progress};
 pub use flow::{Flow, FlowError};
@@ -29,3 +30,4 @@ pub use head::{AnswerHead, FieldRef, Fields, RequestHead, Version};
 pub use hygiene::{clean_answer, clean_request, closes, token_list_has};
 pub use io::{Connection, Io, ReadError, Replay, Stream, tune};
 pub use outbox::Outbox;
+pub use reframe::{Patience, Transform};

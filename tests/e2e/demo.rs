@@ -29,8 +29,9 @@ async fn the_demo_shows_four_views_and_they_are_right() {
     let (back, stolen) = after("(c) what the workload got back")
         .split_once("(d) what an exfiltration attempt got")
         .expect("a fourth view");
-    assert!(back.contains(&format!("X-Api-Key: {key}\n")), "{back}");
-    assert!(back.contains("CAN hand the key to the workload"), "{back}");
+    assert!(back.contains(&format!("X-Api-Key: {token}\n")), "{back}");
+    assert!(!back.contains(key), "{back}");
+    assert!(back.contains("put the sealed token in its place"), "{back}");
     assert!(
         stolen.contains(&format!("X-Api-Key: {token}   | X-Api-Key: {token}\n")),
         "{stolen}"

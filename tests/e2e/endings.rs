@@ -101,7 +101,7 @@ async fn a_cut_answer_looks_cut_to_the_client() {
         }
     })
     .await;
-    let scene = Scene::around(origin).await;
+    let scene = Scene::unscrubbed(origin).await;
     for (path, whole) in [
         ("length", false),
         ("chunked", false),
@@ -350,7 +350,7 @@ async fn a_connection_that_answered_early_is_not_used_again() {
         conn.send("ok").await;
     })
     .await;
-    let scene = Scene::around(origin).await;
+    let scene = Scene::unscrubbed(origin).await;
     let mut conn = scene.workload.connect(TARGET).await;
     conn.send(format!(
         "POST / HTTP/1.1\r\nHost: {GOOD}\r\nContent-Length: 4\r\n\r\n"

@@ -42,6 +42,7 @@ mod probe;
 mod relay;
 mod run;
 mod scale;
+mod scrub;
 mod sessions;
 mod shutdown;
 mod smoke;

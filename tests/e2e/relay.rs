@@ -102,7 +102,7 @@ async fn answers_arrive_byte_for_byte_with_their_own_framing() {
         }
     })
     .await;
-    let scene = Scene::around(origin).await;
+    let scene = Scene::unscrubbed(origin).await;
     for size in SIZES {
         let body = noise(size);
         for (kind, expected) in [
@@ -356,7 +356,7 @@ async fn every_event_leaves_as_it_arrives() {
             }
         })
         .await;
-        let scene = Scene::around(origin).await;
+        let scene = Scene::unscrubbed(origin).await;
         let mut conn = scene.workload.connect(TARGET).await;
         conn.send(get("/events")).await;
         assert_eq!(conn.answer_head().await.status, 200);
@@ -439,7 +439,7 @@ async fn large_bodies_pass_in_both_directions_at_once() {
         }
     })
     .await;
-    let scene = Scene::around(origin).await;
+    let scene = Scene::unscrubbed(origin).await;
     let mut conn = scene.workload.connect(TARGET).await;
     let body = noise(size);
     let head = format!("POST / HTTP/1.1\r\nHost: {GOOD}\r\nContent-Length: {size}\r\n\r\n");

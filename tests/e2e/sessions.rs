@@ -337,7 +337,7 @@ async fn endless() -> Origin {
 
 #[tokio::test]
 async fn narrowing_cuts_what_left_the_policy_and_nothing_else() {
-    let scene = Scene::around(endless().await).await;
+    let scene = Scene::unscrubbed(endless().await).await;
     let (sdk, id) = (scene.vault.sdk(), &scene.session.session_id);
     let mut idle = scene.workload.connect(TARGET).await;
     let mut busy = scene.workload.connect(TARGET).await;
@@ -377,7 +377,12 @@ async fn narrowing_cuts_what_left_the_policy_and_nothing_else() {
 #[tokio::test]
 async fn a_deleted_session_ends_at_once_everywhere() {
     let origin = endless().await;
-    let scene = Scene::with_good(origin, |v| v, |request| request.allow_plaintext(true)).await;
+    let scene = Scene::with_good(
+        origin,
+        |v| v,
+        |request| request.allow_plaintext(true).scrub_responses(false),
+    )
+    .await;
     let (sdk, id) = (scene.vault.sdk(), &scene.session.session_id);
     let mut idle = scene.workload.connect(TARGET).await;
     let mut busy = scene.workload.connect(TARGET).await;
@@ -446,7 +451,7 @@ async fn a_plain_exchange_in_flight_is_cut_as_well() {
             conn.read_head().await.expect("a head");
             conn.send("HTTP/1.1 200 OK\r\n\r\ndata: 0\n\n").await;
         });
-        let scene = Scene::around(origin.await).await;
+        let scene = Scene::unscrubbed(origin.await).await;
         let (sdk, id) = (scene.vault.sdk(), &scene.session.session_id);
         let mut conn = scene.workload.plain().await;
         let line = scene.workload.authorization();

@@ -97,7 +97,7 @@ async fn what_outlasts_the_deadline_is_cut() {
     let mut scene = Scene::with_good(
         origin,
         |vault| vault.config(|config| config.limits.drain_timeout = Duration::from_millis(200)),
-        |request| request,
+        |request| request.scrub_responses(false),
     )
     .await;
     let mut stream = scene.workload.connect(TARGET).await;

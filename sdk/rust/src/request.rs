@@ -144,7 +144,7 @@ pub struct CreateSession {
     /// Swap in cleartext HTTP too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_plaintext: Option<bool>,
-    /// Replace secrets in answers by their sealed tokens.
+    /// Replace secrets in answers by their sealed tokens; the default is true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scrub_responses: Option<bool>,
     /// Free labels of the caller; never put a secret here, they are shown when listed.

@@ -50,7 +50,7 @@ export interface CreateSessionRequest {
   passthrough_hosts?: readonly string[];
   /** Swap in cleartext HTTP too. */
   allow_plaintext?: boolean;
-  /** Replace secrets in answers by their sealed tokens. */
+  /** Replace secrets in answers by their sealed tokens; the default is true. */
   scrub_responses?: boolean;
   /** Free labels of the caller; never put a secret here, they are shown when listed. */
   metadata?: Readonly<Record<string, string>>;

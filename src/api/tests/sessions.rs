@@ -75,7 +75,7 @@ async fn metadata_has_every_field_and_no_secret() {
         "inject": ["header"],
         "passthrough_hosts": [],
         "allow_plaintext": false,
-        "scrub_responses": false,
+        "scrub_responses": true,
         "metadata": {"sandbox": "sb_1"},
         "counters": {"exchanges": 0, "denied": 0, "swapped": 0, "tunnels": 0},
         "version": 1,

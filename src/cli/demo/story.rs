@@ -11,9 +11,6 @@ pub(super) const PASTE: &str = "paste.demo.test";
 /// A host that may not be reached.
 pub(super) const EVIL: &str = "evil.demo.test";
 
-/// Whether this version keeps an upstream from handing a key back. View (c) says which, and is
-/// checked against it.
-const ANSWERS_ARE_SCRUBBED: bool = false;
 /// The width of the left column, in characters.
 const LEFT: usize = 52;
 
@@ -44,10 +41,10 @@ impl Story {
     /// Lists the views that are not as they should be.
     pub(super) fn complaints(&self) -> Vec<&'static str> {
         let Self { key, token, .. } = self;
-        let key_came_back = match &self.back {
-            Outcome::Answered(200, body) => Some(body.contains(key.as_str())),
-            _ => None,
-        };
+        let token_came_back = matches!(
+            &self.back,
+            Outcome::Answered(200, body) if body.contains(token.as_str()) && !body.contains(key.as_str())
+        );
         let is_right = [
             (
                 "(a) the workload holds the sealed token and never the key",
@@ -58,8 +55,8 @@ impl Story {
                 self.seen == self.sent.replace(token.as_str(), key),
             ),
             (
-                "(c) an answer that echoes the key does what this version says it does",
-                key_came_back == Some(!ANSWERS_ARE_SCRUBBED),
+                "(c) an answer that echoes the key comes back with the token in its place",
+                token_came_back,
             ),
             (
                 "(d) another host gets the literal token",
@@ -122,22 +119,8 @@ impl Story {
         page.line("");
         page.outcome(&self.back);
         page.line("");
-        if ANSWERS_ARE_SCRUBBED {
-            page.line(
-                "The API sent the key back, and the proxy put the sealed token in its place.",
-            );
-            page.line(
-                "That is best effort: an API could still hand the key out in a form of its own.",
-            );
-        } else {
-            page.line(
-                "The key came back. This version does not clean answers: an upstream that echoes",
-            );
-            page.line(
-                "what it receives CAN hand the key to the workload. Few do; give a key only to",
-            );
-            page.line("hosts that you would trust with it anyway.");
-        }
+        page.line("The API sent the key back, and the proxy put the sealed token in its place.");
+        page.line("That is best effort: an API could still hand the key out in a form of its own.");
     }
 
     fn steal(&self, page: &mut Page) {
@@ -224,7 +207,7 @@ mod tests {
         Story {
             key: key.to_owned(),
             token: token.to_owned(),
-            back: Outcome::Answered(200, format!("You sent me this:\r\n{seen}")),
+            back: Outcome::Answered(200, format!("You sent me this:\r\n{sent}")),
             leaked: sent.clone(),
             leaked_seen: sent.clone(),
             leaked_back: Outcome::Answered(200, "thanks".to_owned()),
@@ -264,6 +247,10 @@ mod tests {
         add("(b)", |story| story.seen.push('x'));
         add("(c)", |story| {
             story.back = Outcome::Answered(200, String::new());
+        });
+        add("(c)", |story| {
+            let both = format!("{}{}", story.token, story.key);
+            story.back = Outcome::Answered(200, both);
         });
         add("(c)", |story| {
             story.back = Outcome::Refused(403, story.key.clone());

@@ -8,6 +8,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+use super::changed::Changed;
 use super::crossing::{Crossing, Piece};
 use super::feed::Feed;
 use super::gather::Gather;
@@ -18,8 +22,6 @@ use super::upload::cleaned;
 use crate::audit::Decision;
 use crate::proxy::context::Meter;
 use crate::upstream::{BodyError, Taken};
-use bytes::Bytes;
-use http_body::{Body, Frame};
 
 /// Where the body of an answer comes from.
 pub(super) enum Source {
@@ -36,23 +38,61 @@ pub(super) enum Source {
 /// The body of an answer, with what must be told when it ends.
 pub(super) struct AnswerBody {
     source: Source,
+    /// What the body goes through.
+    change: Option<Changed>,
     meter: Arc<Meter>,
     pace: Arc<Pace>,
     ledger: Ledger,
 }
 
 impl AnswerBody {
-    pub(super) fn new(source: Source, mut ledger: Ledger) -> Self {
+    pub(super) fn new(source: Source, change: Option<Changed>, mut ledger: Ledger) -> Self {
         let (meter, pace) = (ledger.meter(), ledger.pace());
         ledger.answer();
-        if is_over(&source) {
-            ledger.settle(Decision::Allowed, "ok");
-        }
-        Self {
+        let mut body = Self {
             source,
+            change,
             meter,
             pace,
             ledger,
+        };
+        if body.is_over() {
+            body.ledger.settle(Decision::Allowed, "ok");
+        }
+        body
+    }
+
+    /// Tells whether nothing more comes.
+    fn is_over(&self) -> bool {
+        match &self.change {
+            None => is_over(&self.source),
+            Some(change) => change.is_over(),
+        }
+    }
+
+    /// Gets the next frame of the body as it leaves.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match &mut self.change {
+                None => return self.poll_source(cx),
+                Some(change) => match change.next() {
+                    Some(frame) => return Poll::Ready(Some(frame)),
+                    None if !change.is_hungry() => return Poll::Ready(None),
+                    None => {}
+                },
+            }
+            let frame = match (self.poll_source(cx), &mut self.change) {
+                (Poll::Ready(frame), _) => frame.transpose(),
+                (Poll::Pending, Some(change)) => {
+                    return change.poll_release(cx).map(|frame| Some(Ok(frame)));
+                }
+                (Poll::Pending, None) => return Poll::Pending,
+            };
+            match (frame, &mut self.change) {
+                (Ok(frame), Some(change)) => change.put(frame),
+                (Ok(frame), None) => return Poll::Ready(frame.map(Ok)),
+                (Err(error), _) => return Poll::Ready(Some(Err(error))),
+            }
         }
     }
 
@@ -108,8 +148,8 @@ fn told(piece: Piece, ledger: &mut Ledger) -> Result<Frame<Bytes>, BodyError> {
     })
 }
 
-/// Tells whether nothing more comes.
-fn is_over(source: &Source) -> bool {
+/// Tells whether nothing more comes from a source.
+pub(super) fn is_over(source: &Source) -> bool {
     match source {
         Source::Fed(feed) => feed.is_over(),
         Source::Http1(crossing) => crossing.is_over(),
@@ -128,7 +168,7 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         this.pace.asked(Way::Down);
-        let frame = ready!(this.poll_source(cx));
+        let frame = ready!(this.poll_next(cx));
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -136,7 +176,7 @@ impl Body for AnswerBody {
                     this.pace.gave(Way::Down);
                 }
                 // Nobody asks for more after trailers, or after data that was the last.
-                if frame.is_trailers() || is_over(&this.source) {
+                if frame.is_trailers() || this.is_over() {
                     this.ledger.settle(Decision::Allowed, "ok");
                 }
             }
@@ -147,6 +187,6 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        is_over(&self.source)
+        self.is_over()
     }
 }

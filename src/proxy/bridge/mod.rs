@@ -5,6 +5,7 @@
 //! one record. Streams are tasks that end with their tunnel. Called by the tunnel after ALPN.
 
 mod answer;
+mod changed;
 mod crossing;
 mod feed;
 mod gather;
@@ -34,6 +35,7 @@ use crate::policy::Scheme;
 use crate::proxy::context::{Lane, Lanes};
 use crate::proxy::exchange::{Admitted, admit, repeatable};
 use crate::proxy::reject::{self, Refusal};
+use crate::proxy::scrub::Scrub;
 use crate::upstream::{BodyError, RequestBody, Route, SendError, StreamLease};
 use crate::wire::{
     AnswerHead, Connection, RequestHead, answer_from_parts, answer_to_parts, clean_answer,
@@ -41,6 +43,7 @@ use crate::wire::{
 };
 
 use answer::{AnswerBody, Source};
+use changed::Changed;
 use crossing::Crossing;
 use gather::Gather;
 use ledger::Ledger;
@@ -162,6 +165,13 @@ struct Outgoing {
     repeatable: bool,
 }
 
+/// An answer that is ready to be sent on.
+struct Answered {
+    parts: response::Parts,
+    source: Source,
+    change: Option<Changed>,
+}
+
 /// What the streams of one connection have in common.
 struct Bridge {
     lanes: Lanes,
@@ -190,9 +200,9 @@ impl Bridge {
         let answered = Box::pin(attempt(&mut lane, &mut ledger, parts, body)).await;
         self.lanes.keep(&lane);
         match answered {
-            Ok((parts, source)) => {
-                let body = AnswerBody::new(source, ledger);
-                Ok(Response::from_parts(parts, body))
+            Ok(answered) => {
+                let body = AnswerBody::new(answered.source, answered.change, ledger);
+                Ok(Response::from_parts(answered.parts, body))
             }
             Err(Failure::Refused(refusal)) => {
                 if refusal.decision() == Decision::Denied {
@@ -202,7 +212,7 @@ impl Bridge {
                 ledger.refused(&refusal);
                 let (parts, text) = refusal.response().into_parts();
                 let text = if is_head { Bytes::new() } else { text };
-                let body = AnswerBody::new(Source::Own(text), ledger);
+                let body = AnswerBody::new(Source::Own(text), None, ledger);
                 Ok(Response::from_parts(parts, body))
             }
             Err(Failure::Gone) => {
@@ -231,12 +241,17 @@ async fn attempt(
     ledger: &mut Ledger,
     parts: Parts,
     body: Incoming,
-) -> Result<(response::Parts, Source), Failure> {
+) -> Result<Answered, Failure> {
     check_scheme(lane, &parts)?;
     let trailers_wanted = is_trailers_wanted(&parts);
     let mut head = request_from_parts(&parts)?;
     drop(parts);
-    let Admitted { framing, view, .. } = admit(lane, &mut head, None, ledger.record())?;
+    let Admitted {
+        framing,
+        view,
+        scrub,
+        ..
+    } = admit(lane, &mut head, None, ledger.record())?;
     // Interim answers are absorbed here: neither side may wait for one.
     head.fields
         .retain(|name, _| !name.eq_ignore_ascii_case(b"expect"));
@@ -251,20 +266,38 @@ async fn attempt(
     ledger.leaves(lane);
     let upstream = &lane.proxy.upstream;
     let route = upstream.route(lane.handle.pool(), view.grant()).await;
-    let (answer, source) = match route.map_err(|error| no_route(&error))? {
+    let (mut answer, source) = match route.map_err(|error| no_route(&error))? {
         Route::Http1(lease) => {
             let crossing = Crossing::new(outgoing, framing, ledger.meter());
             crossing.run(lane, &view, *lease, ledger).await?
         }
         Route::Http2(place) => over_http2(lane, &view, place, outgoing, ledger).await?,
     };
+    let change = scrubbed(scrub, &mut answer, &source)?;
     let counters = lane.handle.counters();
     counters.exchanges.fetch_add(1, Ordering::Relaxed);
     ledger.record().status(answer.status);
-    Ok((
-        answer_to_parts(&answer).map_err(|_rule| reject::bad_answer())?,
+    Ok(Answered {
+        parts: answer_to_parts(&answer).map_err(|_rule| reject::bad_answer())?,
         source,
-    ))
+        change,
+    })
+}
+
+/// Scrubs the head of an answer, and prepares to scrub its body.
+fn scrubbed(
+    scrub: Option<Scrub>,
+    answer: &mut AnswerHead,
+    source: &Source,
+) -> Result<Option<Changed>, Refusal> {
+    let Some(scrub) = scrub else {
+        return Ok(None);
+    };
+    scrub.head(answer);
+    if answer::is_over(source) {
+        return Ok(None);
+    }
+    Ok(scrub.body(answer)?.map(|change| Changed::new(change)))
 }
 
 /// Refuses a scheme that is not the tunnel's.

@@ -9,6 +9,7 @@ mod patches;
 mod properties;
 mod record;
 mod scopes;
+mod scrubs;
 mod spec;
 mod view;
 

@@ -56,6 +56,7 @@ fn full() -> Form {
         ttl_seconds: Some(120),
         max_lifetime_seconds: Some(3600),
         allow_plaintext: Some(true),
+        scrub_responses: Some(false),
         metadata: [("canary-key".to_owned(), "canary-note".to_owned())].into(),
         ..form([("OWN", own), ("PLAIN", secret("canary-\u{e9}\"\\\t"))])
     }
@@ -129,6 +130,7 @@ async fn the_row_holds_the_whole_session() {
         "ttl_seconds": 120,
         "max_lifetime_seconds": 3600,
         "allow_plaintext": true,
+        "scrub_responses": false,
         "metadata": {"canary-key": "canary-note"},
     });
     assert_eq!(record, expected);

@@ -247,10 +247,15 @@ async fn readme_block_works() {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(
-        stdout.contains("x-api-key: the-real-value-1234"),
+        stdout.contains("the upstream received the-real-value-1234\n"),
         "{stdout}{stderr}"
     );
-    assert!(!stdout.contains("SEALED_"), "{stdout}{stderr}");
+    assert!(stdout.contains("x-api-key: SEALED_"), "{stdout}{stderr}");
+    assert_eq!(
+        stdout.matches("the-real-value-1234").count(),
+        1,
+        "{stdout}{stderr}"
+    );
     server.stop().await;
 }
 

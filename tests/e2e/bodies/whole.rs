@@ -89,7 +89,7 @@ async fn bodies_of_every_kind_arrive_as_they_were_sent_both_ways() {
         conn.send(answer).await;
     })
     .await;
-    let scene = Scene::around(origin).await;
+    let scene = Scene::unscrubbed(origin).await;
     let mut conn = scene.workload.connect(TARGET).await;
     for payload in payloads() {
         let sum = sha256(&payload.bytes);

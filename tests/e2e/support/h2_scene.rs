@@ -66,6 +66,18 @@ impl H2Scene {
         Self { scene, two }
     }
 
+    /// Sets the scene around origins whose answers are not looked at, and keep their codings.
+    pub(crate) async fn unscrubbed(good: Origin, two: H2Origin) -> Self {
+        let address = two.addr();
+        let scene = Scene::with_good(
+            good,
+            |builder| builder.resolve(TWO, address),
+            |session| Self::open(session).scrub_responses(false),
+        )
+        .await;
+        Self { scene, two }
+    }
+
     /// Opens a session to the h2 origin as well.
     pub(crate) fn open(session: CreateSession) -> CreateSession {
         session

@@ -58,6 +58,17 @@ impl Scene {
         Self::with_good(good, |vault| vault, |session| session).await
     }
 
+    /// Sets the scene around an origin whose answers are not looked at: what they are framed in
+    /// stays as it is, as it does for every host without a secret.
+    pub(crate) async fn unscrubbed(good: Origin) -> Self {
+        Self::with_good(
+            good,
+            |vault| vault,
+            |session| session.scrub_responses(false),
+        )
+        .await
+    }
+
     /// Sets the scene with everything given.
     pub(crate) async fn with_good(
         good: Origin,
