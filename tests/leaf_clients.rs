@@ -278,17 +278,17 @@ where
 }
 
 #[tokio::test]
-async fn python_accepts_leaves_with_strict_verification() {
+async fn case_81_python_accepts_leaves_with_strict_verification() {
     judge(&["python3"], "python3", &["-c", PYTHON], async |ca| ca).await;
 }
 
 #[tokio::test]
-async fn node_accepts_leaves() {
+async fn case_81_node_accepts_leaves() {
     judge(&["node"], "node", &["-e", NODE, "--"], async |ca| ca).await;
 }
 
 #[tokio::test]
-async fn java_accepts_leaves_with_a_root_imported_by_keytool() {
+async fn case_81_java_accepts_leaves_with_a_root_imported_by_keytool() {
     let import = async |ca: String| {
         let store = format!("{ca}.p12");
         let _absent_at_first = fs::remove_file(&store);
@@ -304,7 +304,7 @@ async fn java_accepts_leaves_with_a_root_imported_by_keytool() {
 }
 
 #[tokio::test]
-async fn go_accepts_leaves() {
+async fn case_81_go_accepts_leaves() {
     if Command::new("go").arg("version").output().await.is_err() {
         eprintln!("skipped: go is not installed");
         return;

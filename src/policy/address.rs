@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_address_refuses_the_whole_answer() {
+    fn peer_14_one_bad_address_refuses_the_whole_answer() {
         let closed = rules(&[]);
         let public = ip("1.1.1.1");
         assert_eq!(vet(&[], 443, &closed), Err(Refused::NoAddress));

@@ -363,7 +363,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_range_has_its_class_up_to_its_border() {
+    fn peer_16_every_range_has_its_class_up_to_its_border() {
         for (class, [first, last, before, behind]) in RANGES_V4.iter().chain(RANGES_V6) {
             assert_eq!(of(first), *class, "{first}");
             assert_eq!(of(last), *class, "{last}");
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn single_addresses_and_ranges_beside_others() {
+    fn peer_16_single_addresses_and_ranges_beside_others() {
         for (text, class) in [
             ("0.0.0.0", Class::Unspecified),
             ("0.0.0.1", Class::Reserved),
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_that_carry_an_ipv4_address_are_transition() {
+    fn peer_16_forms_that_carry_an_ipv4_address_are_transition() {
         for text in [
             "::7f00:1",
             "::ffff:127.0.0.1",

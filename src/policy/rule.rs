@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_covers_its_hosts_only() {
+    fn case_91_a_scope_covers_its_hosts_only() {
         let scope = SecretScope::parse(&["API.example", "port.example:8443"]).unwrap();
         for (text, expected) in [
             ("api.example:443", true),

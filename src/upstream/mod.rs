@@ -13,6 +13,8 @@ mod h2;
 mod pool;
 mod proxy;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

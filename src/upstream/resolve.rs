@@ -3,11 +3,22 @@
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::config::{LookupIpStrategy, ResolverOpts};
+#[cfg(test)]
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+#[cfg(test)]
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::time::timeout;
 
 use super::{Error, Found, Override};
 use crate::host::{Host, HostPort};
+
+/// Sets what does not depend on the system.
+fn settle(options: &mut ResolverOpts) {
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.timeout = Duration::from_secs(2);
+    options.attempts = 2;
+}
 
 /// Looks names up.
 pub(super) struct Resolver {
@@ -29,15 +40,32 @@ impl Resolver {
     pub(super) fn new(overrides: Vec<Override>, within: Duration) -> Result<Self, Error> {
         let set_up = |error: hickory_resolver::net::NetError| Error::Resolver(Box::new(error));
         let mut builder = TokioResolver::builder_tokio().map_err(set_up)?;
-        let options = builder.options_mut();
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.timeout = Duration::from_secs(2);
-        options.attempts = 2;
+        settle(builder.options_mut());
         Ok(Self {
             overrides,
             dns: builder.build().map_err(set_up)?,
             within,
         })
+    }
+
+    /// Asks a server of a test's, and reads nothing of the system.
+    #[cfg(test)]
+    pub(super) fn asking(server: std::net::SocketAddr, within: Duration) -> Self {
+        let mut config = NameServerConfig::udp_and_tcp(server.ip());
+        for connection in &mut config.connections {
+            connection.port = server.port();
+        }
+        let config = ResolverConfig::from_parts(None, Vec::new(), vec![config]);
+        let mut builder =
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        settle(builder.options_mut());
+        // A machine under load answers late, and only `within` is what a test is about.
+        builder.options_mut().timeout = Duration::from_secs(30);
+        Self {
+            overrides: Vec::new(),
+            dns: builder.build().unwrap(),
+            within,
+        }
     }
 
     /// Finds the addresses of a target.

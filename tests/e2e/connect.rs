@@ -143,7 +143,7 @@ async fn developer_mode_opens_the_ports_that_no_line_names() {
 }
 
 #[tokio::test]
-async fn wildcards_match_below_and_at_their_name_and_nothing_else() {
+async fn case_91_wildcards_match_below_and_at_their_name_and_nothing_else() {
     let (good, side) = (Origin::echo_ok().await, Origin::echo_ok().await);
     let vault = Vault::builder()
         .resolve("wild.example.org", good.addr())
@@ -152,14 +152,24 @@ async fn wildcards_match_below_and_at_their_name_and_nothing_else() {
         .resolve("xwild.example.org", side.addr())
         .start()
         .await;
-    let request = CreateSession::new().allowed_egress(["*.wild.example.org"]);
+    // The apex and every depth below it, on purpose; exact hosts are exact.
+    let request = CreateSession::new().allowed_egress(["*.wild.example.org", GOOD]);
     let session = vault.session(&request).await;
     let workload = vault.workload(&session);
     for host in [
         "xwild.example.org",
+        "x-wild.example.org",
         "wild.example.org.evil.example",
+        "wild.example.orgx",
+        "wild.example",
         "example.org",
         "org",
+        "xgood.example.com",
+        "x.good.example.com",
+        "good.example.comx",
+        "good.example.com.evil.example",
+        "example.com",
+        "ood.example.com",
     ] {
         let answer = workload.refused(&format!("{host}:443")).await;
         assert_eq!(answer.code(), "host_not_allowed", "{host}");
@@ -174,6 +184,8 @@ async fn wildcards_match_below_and_at_their_name_and_nothing_else() {
         assert_eq!(answer.status, 200, "{host}");
     }
     assert_eq!(good.connections(), 3, "one for each host");
+    side.expect_nothing("a host that only looks like the wildcard");
+    assert_eq!(side.connections(), 0);
 }
 
 #[tokio::test]
@@ -190,49 +202,57 @@ async fn an_empty_list_allows_nothing() {
     scene.good.expect_nothing("an empty list");
 }
 
+/// Targets that no CONNECT may name.
+const ODD: &[&str] = &[
+    "good.example.com",
+    "good.example.com:",
+    "good.example.com:0",
+    "good.example.com:65536",
+    "good.example.com:443abc",
+    "good.example.com:+443",
+    "good.example.com:0x1bb",
+    "good.example.com:443:443",
+    "user@good.example.com:443",
+    "good.example.com:443#",
+    "good.example.com:443/",
+    "https://good.example.com:443",
+    "good\\.example.com:443",
+    "good%2eexample.com:443",
+    "*.example.com:443",
+    "*:443",
+    "..:443",
+    ".good.example.com:443",
+    "good..example.com:443",
+    "good.example.com..:443",
+    "[good.example.com]:443",
+    "[::1:443",
+    "::1:443",
+    "[fe80::1%25lo]:443",
+    "[::1]x:443",
+    "2130706433:443",
+    "0x7f000001:443",
+    "0177.0.0.1:443",
+    "127.1:443",
+    "1.2.3.4.5:443",
+    "good.example.com:99999",
+    "good.example.com:443%20",
+    "good.example.com:%34%34%33",
+    "good.example.com@:443",
+    "good.example.com?:443",
+    "good.example.com#:443",
+    "0:443",
+    ":443",
+    "/",
+    "*",
+];
+
 #[tokio::test]
-async fn odd_targets_are_refused() {
+async fn case_90_odd_targets_are_refused() {
     let scene = Scene::new().await;
     let long_label = format!("{}.example.com:443", "a".repeat(64));
     let long_name = format!("{}com:443", "abcdefg.".repeat(32));
-    for target in [
-        "good.example.com",
-        "good.example.com:",
-        "good.example.com:0",
-        "good.example.com:65536",
-        "good.example.com:443abc",
-        "good.example.com:+443",
-        "good.example.com:0x1bb",
-        "good.example.com:443:443",
-        "user@good.example.com:443",
-        "good.example.com:443#",
-        "good.example.com:443/",
-        "https://good.example.com:443",
-        "good\\.example.com:443",
-        "good%2eexample.com:443",
-        "*.example.com:443",
-        "*:443",
-        "..:443",
-        ".good.example.com:443",
-        "good..example.com:443",
-        "good.example.com..:443",
-        "[good.example.com]:443",
-        "[::1:443",
-        "::1:443",
-        "[fe80::1%25lo]:443",
-        "[::1]x:443",
-        "2130706433:443",
-        "0x7f000001:443",
-        "0177.0.0.1:443",
-        "127.1:443",
-        "1.2.3.4.5:443",
-        "good.example.com:99999",
-        ":443",
-        "/",
-        "*",
-        &long_label,
-        &long_name,
-    ] {
+    let long = [long_label.as_str(), &long_name];
+    for target in ODD.iter().copied().chain(long) {
         let mut conn = scene.workload.plain().await;
         let line = scene.workload.authorization();
         conn.send(format!("CONNECT {target} HTTP/1.1\r\n{line}\r\n"))
@@ -262,6 +282,20 @@ async fn odd_targets_are_refused() {
         conn.expect_end().await;
     }
     scene.nothing_arrived("odd targets").await;
+}
+
+#[tokio::test]
+async fn case_90_ports_that_a_session_does_not_name_are_shut() {
+    let strict = Scene::vault(VaultBuilder::strict).await;
+    for port in [1, 22, 25, 81, 444, 8443, 65535] {
+        let answer = strict.workload.refused(&format!("{GOOD}:{port}")).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (403, "port_not_allowed"),
+            "{port}"
+        );
+    }
+    strict.nothing_arrived("other ports").await;
 }
 
 #[tokio::test]
@@ -410,7 +444,7 @@ async fn a_tunnel_inside_of_a_tunnel_and_h2_without_alpn_are_refused() {
 }
 
 #[tokio::test]
-async fn our_own_public_address_is_never_dialled() {
+async fn case_89_our_own_public_address_is_never_dialled() {
     let scene = Scene::with(
         |vault| {
             let url = oshu_vault::config::PublicUrl::parse("https://vault.example.com:8443");
@@ -427,5 +461,14 @@ async fn our_own_public_address_is_never_dialled() {
             "{target}"
         );
     }
+    let answer = scene
+        .workload
+        .get("http://vault.example.com:8443/v1/sessions", &[])
+        .await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (403, "own_address"),
+        "in absolute form"
+    );
     scene.nothing_arrived("our own address").await;
 }

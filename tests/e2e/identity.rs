@@ -1,6 +1,6 @@
 //! One authority per tunnel: `Host` and absolute targets must name it, on every request.
 
-use crate::support::{GOOD, SIDE, Scene, contains};
+use crate::support::{EVIL, GOOD, Origin, REAL, SIDE, Scene, contains, show};
 
 #[tokio::test]
 async fn another_authority_is_421_and_a_malformed_host_400() {
@@ -135,21 +135,44 @@ async fn fields_that_claim_another_origin_are_data() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_passed_on_and_never_followed() {
-    let location =
-        "HTTP/1.1 302 Found\r\nLocation: https://evil.example.net/\r\nContent-Length: 0\r\n\r\n";
-    let scene = Scene::around(crate::support::Origin::answer(location).await).await;
-    let head = scene.fill("GET / HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {T}\r\n\r\n");
-    let answer = scene.ask(GOOD, head).await;
-    assert_eq!(
-        (answer.status, answer.raw.as_slice()),
-        (302, location.as_bytes())
-    );
-    scene.evil.expect_nothing("a redirect");
-    assert_eq!(
-        scene.workload.refused("evil.example.net:443").await.status,
-        403
-    );
+async fn case_27_a_redirect_is_passed_on_and_never_followed() {
+    let origin = Origin::script(|request, conn| async move {
+        let status = request.line().split('/').nth(1).unwrap_or_default();
+        let status = status.split(' ').next().unwrap_or_default();
+        let answer = match status {
+            "alive" => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
+            _ => format!(
+                "HTTP/1.1 {status} Found\r\nLocation: https://{EVIL}/\r\nRefresh: 0; url=https://{EVIL}/\r\n\
+                 Content-Length: 0\r\n\r\n"
+            ),
+        };
+        conn.send(answer).await;
+    });
+    let scene = Scene::around(origin.await).await;
+    for status in [301, 302, 303, 307, 308, 201] {
+        scene.good.forget();
+        let head = scene.fill(&format!(
+            "GET /{status} HTTP/1.1\r\nHost: {GOOD}\r\nX-Key: {{T}}\r\n\r\n"
+        ));
+        let answer = scene.ask(GOOD, &head).await;
+        let expected = format!(
+            "HTTP/1.1 {status} Found\r\nLocation: https://{EVIL}/\r\nRefresh: 0; url=https://{EVIL}/\r\n\
+             Content-Length: 0\r\n\r\n"
+        );
+        assert_eq!(show(&answer.raw), show(expected.as_bytes()));
+        // Asked once, and nobody else.
+        let expected = head.replace(scene.token(), REAL);
+        assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
+        for origin in [&scene.side, &scene.evil] {
+            origin.expect_nothing("a redirect");
+            assert_eq!(origin.connections(), 0);
+        }
+        // The workload that follows it is told what it would have been told without.
+        let refused = scene.workload.refused(&format!("{EVIL}:443")).await;
+        let code = (refused.status, refused.code());
+        assert_eq!(code, (403, "host_not_allowed".to_owned()));
+        scene.alive("a redirect").await;
+    }
 }
 
 #[tokio::test]

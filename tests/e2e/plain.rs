@@ -1,6 +1,6 @@
 //! Absolute-form requests: plain HTTP, with credentials and a target of its own on each of them.
 
-use crate::support::{GOOD, Origin, REAL, Scene, VaultBuilder, contains};
+use crate::support::{GOOD, Origin, REAL, Scene, VaultBuilder, basic, contains, show};
 
 async fn scene() -> Scene {
     let origin = Origin::builder().plain().echo_ok().await;
@@ -39,7 +39,7 @@ async fn a_request_arrives_in_origin_form_without_proxy_fields() {
 }
 
 #[tokio::test]
-async fn secrets_go_in_the_clear_only_where_the_session_says_so() {
+async fn case_21_secrets_go_in_the_clear_only_where_the_session_says_so() {
     let origin = Origin::builder().plain().echo_ok().await;
     let open = Scene::with_good(
         origin,
@@ -47,24 +47,38 @@ async fn secrets_go_in_the_clear_only_where_the_session_says_so() {
         |request| request.allow_plaintext(true),
     )
     .await;
-    let fields = "Host: good.example.com\r\nX-Key: {T}\r\n";
-    assert_eq!(
-        ask(&open, "GET http://good.example.com/", fields)
-            .await
-            .status,
-        200
-    );
-    assert!(contains(&open.good.bytes(), format!("X-Key: {REAL}\r\n")));
-
     let shut = scene().await;
+    let fields = "Host: good.example.com\r\nX-Key: {T}\r\n";
+    let target = "good.example.com:80";
+    for (scene, arrives) in [(&open, REAL), (&shut, shut.token())] {
+        // In absolute form, and in a tunnel that is not encrypted.
+        let expected = format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\nX-Key: {arrives}\r\n\r\n");
+        let answer = ask(scene, "GET http://good.example.com/", fields).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
+        scene.good.forget();
+        let mut tunnel = scene.workload.tunnel(target).await;
+        tunnel
+            .send(scene.fill(&format!("GET / HTTP/1.1\r\n{fields}\r\n")))
+            .await;
+        assert_eq!(tunnel.answer().await.status, 200);
+        assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
+    }
+    // A token in the clear is text in every part, whatever places the session asks for.
+    let origin = Origin::builder().plain().echo_ok().await;
+    let all = ["header", "path", "query"];
+    let scene = Scene::with_good(origin, VaultBuilder::strict, |it| it.inject(all)).await;
+    let line = "GET http://good.example.com/{T}?{T}";
+    let lines = format!("{fields}Authorization: {}\r\n", basic("u", scene.token()));
+    assert_eq!(ask(&scene, line, &lines).await.status, 200);
+    let expected = scene.fill(&format!("GET /{{T}}?{{T}} HTTP/1.1\r\n{lines}\r\n"));
+    assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
     assert_eq!(
-        ask(&shut, "GET http://good.example.com/", fields)
+        ask(&scene, "GET http://good.example.com/", fields)
             .await
             .status,
         200
     );
-    assert!(contains(&shut.good.bytes(), shut.token()));
-    assert!(!contains(&shut.good.bytes(), REAL));
 }
 
 #[tokio::test]

@@ -118,13 +118,17 @@ impl Open {
 }
 
 #[tokio::test]
-async fn the_handshake_is_cleaned_and_swapped_like_any_request() {
+async fn case_16_the_handshake_is_cleaned_and_swapped_like_any_request() {
     let granted = "HTTP/1.1 101 Web Socket Protocol Handshake\r\nKeep-Alive: 5\r\n\
                    connection: X-Hop, upgrade\r\nX-Hop: 1\r\nUPGRADE: WebSocket\r\n\
                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
                    sec-websocket-extensions:permessage-deflate\r\nAlt-Svc: h3=\":443\"\r\n\
                    Set-Cookie: a=b\r\n\r\n";
-    let scene = Scene::around(Origin::answer(granted).await).await;
+    let origin = Origin::script(move |request, conn| async move {
+        let alive = request.line().contains("/alive");
+        conn.send(if alive { OK } else { granted }).await;
+    });
+    let scene = Scene::around(origin.await).await;
     let mut conn = scene.workload.connect(TARGET).await;
     let head = scene.fill(
         "GET /chat?x=1 HTTP/1.1\r\nHost: good.example.com\r\nupgrade: h2c, WebSocket\r\n\
@@ -149,10 +153,11 @@ async fn the_handshake_is_cleaned_and_swapped_like_any_request() {
          Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     );
     assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
+    scene.alive("a handshake").await;
 }
 
 #[tokio::test]
-async fn frames_pass_byte_for_byte_and_are_neither_swapped_nor_scrubbed() {
+async fn case_16_frames_pass_byte_for_byte_and_are_neither_swapped_nor_scrubbed() {
     let mut open = Open::new().await;
     let token = open.scene.token().to_owned();
     let large: Vec<u8> = (0..1_u32 << 20)
@@ -200,6 +205,7 @@ async fn frames_pass_byte_for_byte_and_are_neither_swapped_nor_scrubbed() {
         &bytes_down,
     ];
     assert_eq!(told, expected);
+    open.scene.alive("frames").await;
 }
 
 #[tokio::test]

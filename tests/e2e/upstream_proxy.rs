@@ -190,7 +190,7 @@ async fn divert(conn: crate::support::OriginConn, there: SocketAddr) {
 }
 
 #[tokio::test]
-async fn refused_addresses_are_refused_before_the_proxy_is_asked() {
+async fn peer_19_refused_addresses_are_refused_before_the_proxy_is_asked() {
     let proxy = Origin::builder().plain().connect_proxy().await;
     let canary = Origin::echo_ok().await;
     let private: SocketAddr = "10.0.0.1:443".parse().expect("an address");

@@ -37,7 +37,7 @@ fn names(cert: &X509Certificate<'_>) -> (String, bool, Option<String>) {
 }
 
 #[tokio::test]
-async fn leaves_name_their_host_and_nothing_else() {
+async fn case_81_leaves_name_their_host_and_nothing_else() {
     let authority = authority();
     let longest = longest_name();
     let (fits, over) = ("b".repeat(60) + ".com", "b".repeat(61) + ".com");
@@ -90,7 +90,7 @@ async fn leaves_of_this_machine_have_all_its_names() {
 }
 
 #[tokio::test]
-async fn leaves_have_the_extensions_that_strict_clients_demand() {
+async fn case_81_leaves_have_the_extensions_that_strict_clients_demand() {
     let authority = authority();
     let chain = chain(&authority, "api.example.com").await;
     let (leaf, root) = (parse(&chain[0]), parse(authority.root().cert_der()));
@@ -132,7 +132,7 @@ fn authority_key(cert: &X509Certificate<'_>) -> Option<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn leaves_live_a_week_at_most_and_start_an_hour_ago() {
+async fn case_81_leaves_live_a_week_at_most_and_start_an_hour_ago() {
     let clock = TestClock::now();
     let chain = chain(&authority_at(&clock), "a.example").await;
     let validity = parse(&chain[0]).validity().clone();
@@ -173,7 +173,7 @@ async fn leaves_never_outlive_their_root() {
 }
 
 #[tokio::test]
-async fn serial_numbers_are_random_positive_and_distinct() {
+async fn case_81_serial_numbers_are_random_positive_and_distinct() {
     let authority = authority();
     let mut seen = HashSet::new();
     for number in 0..500 {
@@ -187,7 +187,7 @@ async fn serial_numbers_are_random_positive_and_distinct() {
 }
 
 #[tokio::test]
-async fn a_host_is_minted_once_and_again_before_its_end() {
+async fn case_81_a_host_is_minted_once_and_again_before_its_end() {
     let clock = TestClock::now();
     let authority = authority_at(&clock);
     let first = chain(&authority, "a.example").await;

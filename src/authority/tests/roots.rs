@@ -24,7 +24,7 @@ fn entries(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_root_is_generated_once_and_only_its_owner_reads_the_key() {
+fn case_82_a_root_is_generated_once_and_only_its_owner_reads_the_key() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("state/ca");
     let root = Root::load_or_generate(&folder).unwrap();
@@ -41,6 +41,30 @@ fn a_root_is_generated_once_and_only_its_owner_reads_the_key() {
     let error = Root::generate_into(&folder, "Another").unwrap_err();
     assert!(matches!(error, Error::Exists { .. }), "{error}");
     assert_eq!(fs::read_to_string(folder.join("ca.pem")).unwrap(), written);
+}
+
+/// Two processes with one root: whoever trusts it trusts the leaves of both.
+#[tokio::test]
+async fn case_82_two_nodes_mint_from_one_root() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = || {
+        let root = Root::load_or_generate(folder.path()).unwrap();
+        CertificateAuthority::new(root).unwrap()
+    };
+    let (one, two) = (node(), node());
+    let trusted = one.root().cert_der().to_vec();
+    assert_eq!(two.root().cert_der(), trusted);
+    for name in ["api.example.com", "192.0.2.7", &longest_name()] {
+        let first = chain(&one, name).await;
+        let second = chain(&two, name).await;
+        assert_ne!(
+            first, second,
+            "each has a key and a serial number of its own"
+        );
+        for chain in [first, second] {
+            verify(&trusted, &chain, name, SystemTime::now()).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -292,7 +316,7 @@ fn a_published_certificate_has_nothing_of_the_file_around_it() {
 }
 
 #[test]
-fn roots_that_some_clients_refuse_are_taken_with_a_warning() {
+fn case_82_roots_that_some_clients_refuse_are_taken_with_a_warning() {
     let mut params = root_params();
     params.key_usages.clear();
     params.not_after = (SystemTime::now() + Duration::from_hours(24)).into();
@@ -300,4 +324,19 @@ fn roots_that_some_clients_refuse_are_taken_with_a_warning() {
     let warnings = Root::from_pem(&cert, &key).unwrap().warnings().join("; ");
     assert!(warnings.contains("no key usage"), "{warnings}");
     assert!(warnings.contains("within 30 days"), "{warnings}");
+    // Nearly a month is near, a month is not, and one that is over is refused.
+    let day = Duration::from_hours(24);
+    for (days, near) in [(29, true), (31, false)] {
+        let mut params = root_params();
+        params.not_after = (SystemTime::now() + day * days).into();
+        let (cert, key) = self_signed(&params);
+        let warnings = Root::from_pem(&cert, &key).unwrap().warnings().join("; ");
+        assert_eq!(warnings.contains("within 30 days"), near, "{warnings}");
+    }
+    let mut params = root_params();
+    params.not_before = (SystemTime::now() - 2 * day).into();
+    params.not_after = (SystemTime::now() - Duration::from_mins(1)).into();
+    let (cert, key) = self_signed(&params);
+    let error = Root::from_pem(&cert, &key).unwrap_err().to_string();
+    assert!(error.contains("has expired"), "{error}");
 }

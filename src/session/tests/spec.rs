@@ -69,7 +69,7 @@ fn values_have_a_least_and_a_most_length() {
 }
 
 #[test]
-fn values_have_no_control_character() {
+fn peer_27_values_have_no_control_character() {
     for byte in 0..=u8::MAX {
         let value = [b"canary-".as_slice(), &[byte], b"-canary"].concat();
         let faults = faults(&with(|it| it.value = Secret::new(value)));

@@ -10,7 +10,7 @@ use super::{Home, dial, get, mode_of};
 use crate::support::{Origin, TestCa, Workload, basic, contains, program, within};
 
 #[tokio::test]
-async fn the_first_start_prints_its_key_and_a_second_keeps_everything() {
+async fn case_82_the_first_start_prints_its_key_and_a_second_keeps_everything() {
     let home = Home::new();
     let server = home.serve_dev(&[]).await;
     assert_eq!(server.events.len(), 1, "{:?}", server.events);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 
 use super::{OK, get};
-use crate::support::{GOOD, Origin, OriginConn, Scene, contains, sha256};
+use crate::support::{GOOD, Origin, OriginConn, REAL, Scene, contains, sha256};
 
 const TARGET: &str = "good.example.com:443";
 const BODY: &[u8] = b"the body that is waited for";
@@ -19,6 +19,11 @@ fn asking(version: &str, framing: &str) -> String {
 
 fn sized() -> String {
     asking("1.1", &format!("Content-Length: {}\r\n", BODY.len()))
+}
+
+/// Adds a field with a key to a head.
+fn with_key(head: &str, key: &str) -> String {
+    head.replace("\r\n\r\n", &format!("\r\nX-Key: {key}\r\n\r\n"))
 }
 
 /// Reads one request whose head asks, body included, and answers with the body's sum.
@@ -38,7 +43,7 @@ async fn take(conn: &OriginConn, head: &str) {
 }
 
 #[tokio::test]
-async fn a_body_waits_for_the_origin_s_own_100() {
+async fn case_15_a_body_waits_for_the_origin_s_own_100() {
     let (release, gate) = mpsc::channel::<()>(1);
     let gate = Arc::new(Mutex::new(gate));
     let origin = Origin::raw(move |conn| {
@@ -70,6 +75,7 @@ async fn a_body_waits_for_the_origin_s_own_100() {
         (asking("1.1", "Transfer-Encoding: chunked\r\n"), chunk),
     ] {
         scene.good.forget();
+        let (head, swapped) = (with_key(&head, scene.token()), with_key(&head, REAL));
         conn.send(&head).await;
         let asked = |all: &[Vec<u8>]| contains(&all.concat(), "\r\n\r\n");
         scene.good.wait("the head, without its body", asked).await;
@@ -79,17 +85,18 @@ async fn a_body_waits_for_the_origin_s_own_100() {
         assert_eq!(interim.raw, b"HTTP/1.1 100 Go On\r\nX-Origin: 1\r\n\r\n");
         assert_eq!(
             scene.good.bytes(),
-            head.as_bytes(),
+            swapped.as_bytes(),
             "nothing behind the head yet"
         );
         conn.send(&body).await;
         assert_eq!(conn.answer().await.text(), sha256(BODY));
-        assert_eq!(scene.good.bytes(), [head.as_bytes(), &body].concat());
+        assert_eq!(scene.good.bytes(), [swapped.as_bytes(), &body].concat());
     }
     // The connection is none the worse for it, on either side.
     conn.send(get("/alive")).await;
     assert_eq!(conn.answer().await.text(), "ok");
     assert_eq!(scene.good.connections(), 1);
+    scene.alive("a body that waited").await;
 }
 
 #[tokio::test]
@@ -132,7 +139,7 @@ async fn a_body_that_is_refused_is_not_sent_and_the_next_request_finds_its_way()
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_wait_for_the_100_is_served() {
+async fn case_15_a_client_that_does_not_wait_for_the_100_is_served() {
     // RFC 9110 §10.1.1: the client need not wait, and the origin need not say it.
     for interim in ["", "HTTP/1.1 100 Continue\r\n\r\n"] {
         let origin = Origin::raw(move |conn| async move {
@@ -148,8 +155,11 @@ async fn a_client_that_does_not_wait_for_the_100_is_served() {
         .await;
         let scene = Scene::around(origin).await;
         let mut conn = scene.workload.connect(TARGET).await;
-        conn.send([sized().as_bytes(), BODY].concat()).await;
+        let (sent, arrives) = (with_key(&sized(), scene.token()), with_key(&sized(), REAL));
+        conn.send([sent.as_bytes(), BODY].concat()).await;
         assert_eq!(conn.answer().await.text(), sha256(BODY));
+        let whole = [arrives.as_bytes(), BODY].concat();
+        assert_eq!(scene.good.received(), [whole], "one request, once");
         conn.send(get("/alive")).await;
         assert_eq!(conn.answer().await.text(), "ok");
         // One that speaks HTTP/1.0 cannot wait, and is not told to go on.
@@ -160,15 +170,24 @@ async fn a_client_that_does_not_wait_for_the_100_is_served() {
         let answer = old.answer().await;
         assert!(answer.interim.is_empty(), "no 100 to HTTP/1.0");
         assert_eq!(answer.text(), sha256(BODY));
+        scene.alive("a client that does not wait").await;
     }
 }
 
 #[tokio::test]
-async fn our_own_refusals_come_at_once_and_nothing_is_dialled() {
+async fn case_15_our_own_refusals_come_at_once_and_nothing_is_dialled() {
     let scene = Scene::new().await;
     for (line, status) in [
         (
             format!("PUT / HTTP/1.1\r\nHost: {GOOD}\r\nExpect: 200-ok\r\n"),
+            417,
+        ),
+        (
+            format!("PUT / HTTP/1.1\r\nHost: {GOOD}\r\nExpect: x\r\n"),
+            417,
+        ),
+        (
+            format!("PUT / HTTP/1.1\r\nHost: {GOOD}\r\nExpect: 100-continue, x\r\n"),
             417,
         ),
         (

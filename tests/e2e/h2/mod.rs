@@ -7,6 +7,7 @@ mod clients;
 mod limits;
 mod records;
 mod streams;
+mod swaps;
 mod upstreams;
 
 use crate::support::{GOOD, H2Scene, Origin, REAL, SIDE, Scene, TWO, basic, contains, show};

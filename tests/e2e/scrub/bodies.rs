@@ -104,7 +104,7 @@ fn check(case: &str, token: &str, body: &[u8]) {
 }
 
 #[tokio::test]
-async fn no_form_coding_or_framing_brings_the_value_over_http_1() {
+async fn peer_38_no_form_coding_or_framing_brings_the_value_over_http_1() {
     let scene = Scene::around(Origin::script(echo_h1).await).await;
     let mut conn = scene.workload.connect(TARGET).await;
     for case in cases() {
@@ -131,7 +131,7 @@ async fn no_form_coding_or_framing_brings_the_value_over_http_1() {
 }
 
 #[tokio::test]
-async fn no_form_coding_or_framing_brings_the_value_over_http_2() {
+async fn peer_38_no_form_coding_or_framing_brings_the_value_over_http_2() {
     let two = H2Origin::script(echo_h2).await;
     let scene = H2Scene::with_good(Origin::script(echo_h1).await, two, |vault| vault).await;
     let token = scene.scene.token();
@@ -151,7 +151,7 @@ async fn no_form_coding_or_framing_brings_the_value_over_http_2() {
 }
 
 #[tokio::test]
-async fn a_body_that_echoes_the_request_s_body_is_scrubbed_over_http_1_0_too() {
+async fn peer_37_a_body_that_echoes_the_request_s_body_is_scrubbed_over_http_1_0_too() {
     let origin = Origin::script(|request, conn| async move {
         if path(request.line()) == "/alive" {
             return echo_h1(request, conn).await;

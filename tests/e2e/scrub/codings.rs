@@ -17,7 +17,7 @@ async fn unscoped(origin: Origin) -> Scene {
 }
 
 #[tokio::test]
-async fn only_codings_that_can_be_read_are_asked_for() {
+async fn peer_40_only_codings_that_can_be_read_are_asked_for() {
     let scene = Scene::new().await;
     for (sent, expected) in [
         ("gzip, deflate, br, zstd", "gzip, deflate, br, zstd"),
@@ -108,7 +108,7 @@ async fn exotic() -> Origin {
 }
 
 #[tokio::test]
-async fn a_coding_that_cannot_be_read_is_refused() {
+async fn peer_40_a_coding_that_cannot_be_read_is_refused() {
     let scene = H2Scene::around_good(exotic().await).await;
     let token = scene.scene.token();
     let mut conn = scene.scene.workload.connect(TARGET).await;
@@ -169,7 +169,7 @@ async fn told() -> (Scene, Steps) {
 }
 
 #[tokio::test]
-async fn a_damaged_or_cut_coding_never_looks_whole() {
+async fn peer_40_a_damaged_or_cut_coding_never_looks_whole() {
     let plain = format!("{}{REAL}", "some text ".repeat(5000));
     for coding in &CODINGS[1..] {
         let coded = encode(coding, plain.as_bytes());

@@ -67,7 +67,7 @@ async fn origin() -> Origin {
 }
 
 #[tokio::test]
-async fn no_part_of_a_head_brings_the_value_over_http_1() {
+async fn case_25_no_part_of_a_head_brings_the_value_over_http_1() {
     let scene = Scene::around(origin().await).await;
     let token = scene.token();
     let mut conn = scene.workload.connect(TARGET).await;
@@ -100,7 +100,7 @@ async fn no_part_of_a_head_brings_the_value_over_http_1() {
 }
 
 #[tokio::test]
-async fn no_part_of_a_head_brings_the_value_over_http_2() {
+async fn case_25_no_part_of_a_head_brings_the_value_over_http_2() {
     let two = H2Origin::script(|mut exchange: H2Exchange| async move {
         exchange.read_all().await;
         let key = exchange.head.all("x-key").concat();
@@ -173,7 +173,7 @@ async fn no_part_of_a_head_brings_the_value_over_http_2() {
 }
 
 #[tokio::test]
-async fn the_head_of_a_101_is_scrubbed_and_its_frames_are_not() {
+async fn peer_41_the_head_of_a_101_is_scrubbed_and_its_frames_are_not() {
     let origin = Origin::raw(|conn| async move {
         let head = conn.read_head().await.expect("a head");
         if head.contains("/alive") {
@@ -207,7 +207,7 @@ async fn the_head_of_a_101_is_scrubbed_and_its_frames_are_not() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_keep_their_head() {
+async fn case_26_answers_without_a_body_keep_their_head() {
     let origin = Origin::script(|request, conn| async move {
         conn.send(match path(request.line()) {
             "/204" => "HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n",

@@ -24,7 +24,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_value_cut_at_any_byte_is_found_over_http_1() {
+async fn case_26_a_value_cut_at_any_byte_is_found_over_http_1() {
     let body = format!("<{REAL}>");
     let origin = Origin::script(move |request, conn| {
         let body = format!("<{REAL}>");
@@ -65,7 +65,7 @@ async fn a_value_cut_at_any_byte_is_found_over_http_1() {
 }
 
 #[tokio::test]
-async fn a_value_cut_at_any_byte_is_found_over_http_2() {
+async fn case_26_a_value_cut_at_any_byte_is_found_over_http_2() {
     let body = format!("<{REAL}>");
     let two = H2Origin::script(|mut exchange: H2Exchange| async move {
         exchange.read_all().await;
@@ -103,7 +103,7 @@ fn event(number: usize, value: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_event_leaves_as_it_arrives_and_without_the_value() {
+async fn peer_39_every_event_leaves_as_it_arrives_and_without_the_value() {
     for coding in ["", "Content-Encoding: gzip\r\n"] {
         let (release, gate) = mpsc::channel::<()>(1);
         let gate = Arc::new(Mutex::new(gate));
@@ -160,7 +160,7 @@ async fn every_event_leaves_as_it_arrives_and_without_the_value() {
 }
 
 #[tokio::test]
-async fn every_event_leaves_as_it_arrives_over_http_2() {
+async fn peer_39_every_event_leaves_as_it_arrives_over_http_2() {
     let (release, gate) = mpsc::channel::<()>(1);
     let gate = Arc::new(Mutex::new(gate));
     let two = H2Origin::script(move |mut exchange: H2Exchange| {

@@ -18,6 +18,7 @@ mod vault;
 pub(crate) mod websocket;
 mod workload;
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +89,14 @@ pub(crate) fn contains(haystack: &[u8], needle: impl AsRef<[u8]>) -> bool {
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     data_encoding::HEXLOWER.encode(sum.as_ref())
+}
+
+/// Percent-encodes every byte of a text.
+pub(crate) fn percent(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        write!(out, "%{byte:02X}").expect("room");
+        out
+    })
 }
 
 /// Shows bytes in a failure message.
