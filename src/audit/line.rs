@@ -46,6 +46,9 @@ impl Data {
         line.number("status", self.status.map(u64::from));
         if let Some(swaps) = &self.swaps {
             line.names("swapped", &swaps.names);
+            if !swaps.in_body.is_empty() {
+                line.names("swapped_in_body", &swaps.in_body);
+            }
             line.number("tokens_left", Some(u64::from(swaps.left)));
         }
         if let Some(found) = &self.found {

@@ -131,20 +131,18 @@ impl Record {
         self.set(|data| data.status = Some(status));
     }
 
-    /// Adds the names of secrets that were put in, and the number of tokens left as they were.
-    ///
-    /// Called once for the head and once more where a body was swapped: names are kept once each,
-    /// numbers add up.
+    /// Adds the names of secrets that were put in, and the number of tokens left as they were: names
+    /// are kept once each, numbers add up.
     pub fn swapped(&mut self, names: &[Arc<str>], left: u32) {
         self.set(|data| {
-            let swaps = data.swaps.get_or_insert_default();
-            for name in names {
-                if !swaps.names.contains(name) {
-                    swaps.names.push(Arc::clone(name));
-                }
-            }
-            swaps.left = swaps.left.saturating_add(left);
+            data.swaps.get_or_insert_default().add(names, left);
         });
+    }
+
+    /// Reads what was swapped in the body of the request when the record is handed over; it is known
+    /// when all of it went up.
+    pub fn body(&mut self, swaps: &Arc<BodySwaps>) {
+        self.set(|data| data.body = Some(Arc::clone(swaps)));
     }
 
     /// Reads the names of scrubbed secrets when the record is handed over; they are found while the
@@ -204,6 +202,14 @@ impl Drop for Record {
                 data.bytes_up = Some(traffic.up.load(Ordering::Relaxed));
                 data.bytes_down = Some(traffic.down.load(Ordering::Relaxed));
             }
+            if let Some(body) = data.body.take() {
+                let body = body.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if *body != Swaps::default() {
+                    let swaps = data.swaps.get_or_insert_default();
+                    swaps.add(&body.names, body.left);
+                    swaps.in_body.clone_from(&body.names);
+                }
+            }
             self.sink.record(data);
         }
     }
@@ -241,6 +247,18 @@ impl Found {
     }
 }
 
+/// Collects what is swapped in the body of a request while it goes up.
+#[derive(Debug, Default)]
+pub struct BodySwaps(Mutex<Swaps>);
+
+impl BodySwaps {
+    /// Adds the names of secrets that were put in, and the number of tokens left as they were.
+    pub fn add(&self, names: &[Arc<str>], left: u32) {
+        let mut swaps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        swaps.add(names, left);
+    }
+}
+
 /// What a record holds. It is made into text on the sink's thread, not on the caller's.
 #[derive(Debug)]
 struct Data {
@@ -258,6 +276,7 @@ struct Data {
     reason: &'static str,
     status: Option<u16>,
     swaps: Option<Swaps>,
+    body: Option<Arc<BodySwaps>>,
     found: Option<Arc<Found>>,
     bytes_up: Option<u64>,
     bytes_down: Option<u64>,
@@ -266,10 +285,23 @@ struct Data {
     address: Option<SocketAddr>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Swaps {
     names: Vec<Arc<str>>,
+    /// Those among them that were put into the body.
+    in_body: Vec<Arc<str>>,
     left: u32,
+}
+
+impl Swaps {
+    fn add(&mut self, names: &[Arc<str>], left: u32) {
+        for name in names {
+            if !self.names.contains(name) {
+                self.names.push(Arc::clone(name));
+            }
+        }
+        self.left = self.left.saturating_add(left);
+    }
 }
 
 impl Data {
@@ -289,6 +321,7 @@ impl Data {
             reason: INCOMPLETE,
             status: None,
             swaps: None,
+            body: None,
             found: None,
             bytes_up: None,
             bytes_down: None,
@@ -402,6 +435,26 @@ mod tests {
         let line = &captured.lines()[0];
         assert_eq!(line["swapped"], serde_json::json!(["A", "B", "C"]));
         assert_eq!(line["tokens_left"], 3);
+    }
+
+    #[test]
+    fn what_a_body_had_is_known_at_the_end() {
+        let (sink, captured) = capture();
+        let body = Arc::new(BodySwaps::default());
+        let mut record = Record::begin(&sink, Kind::Exchange);
+        record.body(&body);
+        record.swapped(&names(&["A"]), 1);
+        body.add(&names(&["A", "B"]), 2);
+        body.add(&names(&["B"]), 0);
+        drop(record);
+        let mut record = Record::begin(&sink, Kind::Exchange);
+        record.body(&Arc::default());
+        drop(record);
+        let lines = captured.lines();
+        assert_eq!(lines[0]["swapped"], serde_json::json!(["A", "B"]));
+        assert_eq!(lines[0]["swapped_in_body"], serde_json::json!(["A", "B"]));
+        assert_eq!(lines[0]["tokens_left"], 3);
+        assert!(lines[1].get("swapped").is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::After;
+use super::body::{BodySwapping, Change};
 use super::context::{Lane, Meter};
 use super::reject::{self, Refusal};
 use super::response::{self, Lost};
@@ -97,7 +98,15 @@ async fn attempt(
         upgrade,
         scrub,
     } = admit(lane, &mut head, target, record)?;
-    let mut request = prepare(head, framing, keep_alive, down)?;
+    let swapping = match framing {
+        Framing::None | Framing::Length(0) => None,
+        _ => BodySwapping::of(lane, &head, (&view, upgrade), record)?,
+    };
+    let change = match swapping {
+        None => None,
+        Some(swapping) => swapping.begin(lane, &mut head, framing, down).await?,
+    };
+    let mut request = prepare(head, framing, change, keep_alive, down)?;
     request.upgrade = upgrade;
     request.scrub = scrub;
     // From here on the session is in use; a refused request does not renew it.
@@ -289,6 +298,7 @@ fn swap(
 fn prepare(
     mut head: RequestHead,
     framing: Framing,
+    change: Option<Change>,
     keep_alive: bool,
     down: &mut Connection,
 ) -> Result<Outgoing, Refusal> {
@@ -298,7 +308,12 @@ fn prepare(
         Framing::None => 0,
         _ => BODY_ROOM_BYTES,
     };
-    let mut flow = Flow::new(written(&head, room), Body::new(framing));
+    let (text, body) = (written(&head, room), Body::new(framing));
+    let mut flow = match change {
+        None => Flow::new(text, body),
+        Some(change) => Flow::transformed(text, body, change.transform, change.chunked),
+    }
+    .keeping_chunks();
     flow.prime(down)
         .map_err(|error| reject::bad_body(&error).unwrap_or_else(bad_target))?;
     let method = head.method();

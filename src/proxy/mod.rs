@@ -4,6 +4,7 @@
 //! target is a plain exchange, anything else goes to the service that `app` gives. Nothing is
 //! forwarded for a caller whose session is not known, and no axum type is named.
 
+mod body;
 mod bridge;
 mod connect;
 mod context;

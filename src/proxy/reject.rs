@@ -218,8 +218,17 @@ impl From<WireError> for Refusal {
                 "bad_body",
                 "the chunks or trailers of the body are malformed",
             ),
-            // Only answers are decoded, and their errors do not come here.
-            WireError::Coding => bad_answer(),
+            // Those of answers do not come here.
+            WireError::Coding => Self::client(
+                400,
+                "bad_content_coding",
+                "the body is not in the content coding that its head names, or expands too far",
+            ),
+            WireError::TooMuch => Self::client(
+                413,
+                "too_many_tokens",
+                "the body has over 1,000 sealed tokens",
+            ),
             WireError::ConnectionOption => Self::client(
                 400,
                 "bad_connection_option",
@@ -390,7 +399,9 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         407 => "Proxy Authentication Required",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
+        415 => "Unsupported Media Type",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",

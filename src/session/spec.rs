@@ -400,11 +400,7 @@ impl Check<'_> {
                 "header" => places.any_header = true,
                 "query" => places.query = true,
                 "path" => places.path = true,
-                "body" => self.fail(
-                    path,
-                    "not_available",
-                    "swapping in bodies is not available in this version",
-                ),
+                "body" => places.body = true,
                 other => match other.strip_prefix("header:").map(header_name) {
                     Some(Some(name)) if is_refused(&name) => self.fail(
                         path,

@@ -114,12 +114,13 @@ impl SessionView {
             .sealed
             .iter()
             .filter(|sealed| !withheld && sealed.scope.covers(target));
-        let tokens = here
+        let tokens: HashMap<_, _> = here
             .map(|sealed| (sealed.token.id(), Entry::new(sealed)))
             .collect();
         Ok(HostView {
             version: self.version,
             grant,
+            bodies: Bodies::of(tokens.values()),
             tokens,
             scrubber: self.scrubber(target, Instant::now()),
         })
@@ -180,7 +181,32 @@ pub struct HostView {
     version: u64,
     grant: Grant,
     tokens: HashMap<TokenId, Entry>,
+    bodies: Option<Bodies>,
     scrubber: Option<Arc<Scrubber>>,
+}
+
+/// What is known of the tokens that may stand in a body.
+#[derive(Debug)]
+struct Bodies {
+    /// Their prefixes, each once.
+    prefixes: Vec<Box<[u8]>>,
+}
+
+impl Bodies {
+    /// Collects the prefixes; nothing if no secret may stand in a body.
+    fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<Self> {
+        let mut prefixes: Vec<Box<[u8]>> = entries
+            .filter(|entry| entry.places.allow(Place::Body))
+            .map(|entry| entry.prefix.clone())
+            .collect();
+        if prefixes.is_empty() {
+            return None;
+        }
+        prefixes.retain(|prefix| !prefix.is_empty());
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        Some(Self { prefixes })
+    }
 }
 
 impl HostView {
@@ -193,6 +219,11 @@ impl HostView {
     /// are none, or the session does not want it.
     pub fn scrubber(&self) -> Option<&Arc<Scrubber>> {
         self.scrubber.as_ref()
+    }
+
+    /// Tells whether a secret may stand in the bodies of requests to the host.
+    pub fn swaps_bodies(&self) -> bool {
+        self.bodies.is_some()
     }
 
     /// Returns the grant to reach the host.
@@ -209,5 +240,8 @@ impl Lookup for HostView {
             secret: &entry.secret,
             name: &entry.name,
         })
+    }
+    fn body_prefixes(&self) -> &[Box<[u8]>] {
+        self.bodies.as_ref().map_or(&[], |bodies| &bodies.prefixes)
     }
 }

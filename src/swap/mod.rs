@@ -5,10 +5,11 @@
 //! every other byte as it was. It never looks at bytes that it has put in itself, so that a value
 //! which holds the text of a token is not swapped again, and it never shows a value in an error or
 //! a log. `proxy::exchange` calls [`Swapper::swap_request`] once for each request, after the head
-//! was cleaned. The other direction is [`Scrubber`], with [`Decoder`] before it; the streaming
-//! body of requests is to be a submodule of this one.
+//! was cleaned, and lets its body go through a [`BodySwap`] where a secret may stand there. The
+//! other direction is [`Scrubber`], with [`Decoder`] before it.
 
 mod basic;
+mod body;
 mod coding;
 mod headers;
 mod scrub;
@@ -26,6 +27,7 @@ use crate::sealed_token::{BARE_LENGTH, MARKER, Place, TokenId};
 use crate::secret::Secret;
 use crate::wire::RequestHead;
 
+pub use body::{BodyKind, BodySwap, has_marker};
 pub use coding::{
     CODINGS_LIMIT, Coding, ContentEncoding, Decoder, Error as CodingError, GRACE_BYTES,
     RATIO_LIMIT, STEP_LIMIT_BYTES, reduce_accept_encoding,
@@ -56,6 +58,22 @@ pub trait Lookup {
     /// with that prefix. The answer must be no for a token of another session, for a host outside
     /// the secret's scope and for a place that the secret does not allow.
     fn open<'a>(&'a self, id: TokenId, before: &[u8], place: Place<'_>) -> Option<Opening<'a>>;
+
+    /// Returns the prefixes of those tokens that may stand in a body, each once and none empty: a
+    /// body that is cut within one must be held back from there.
+    fn body_prefixes(&self) -> &[Box<[u8]>] {
+        &[]
+    }
+}
+
+impl<L: Lookup> Lookup for Arc<L> {
+    fn open<'a>(&'a self, id: TokenId, before: &[u8], place: Place<'_>) -> Option<Opening<'a>> {
+        L::open(self, id, before, place)
+    }
+
+    fn body_prefixes(&self) -> &[Box<[u8]>] {
+        L::body_prefixes(self)
+    }
 }
 
 /// An opened token.
@@ -83,11 +101,19 @@ pub struct Swapped {
 }
 
 impl Swapped {
-    /// Notes a swap before it is made.
+    /// Notes a swap in a head before it is made.
     fn note(&mut self, name: &Arc<str>, value_bytes: usize) -> Result<(), Error> {
-        self.count += 1;
         self.value_bytes = self.value_bytes.saturating_add(value_bytes);
-        if self.count > SUBSTITUTION_LIMIT || self.value_bytes > HEAD_VALUES_LIMIT_BYTES {
+        if self.value_bytes > HEAD_VALUES_LIMIT_BYTES {
+            return Err(Error::Limit);
+        }
+        self.count(name)
+    }
+
+    /// Notes a swap before it is made.
+    fn count(&mut self, name: &Arc<str>) -> Result<(), Error> {
+        self.count += 1;
+        if self.count > SUBSTITUTION_LIMIT {
             return Err(Error::Limit);
         }
         if !self.names.contains(name) {
@@ -102,8 +128,12 @@ impl Swapped {
 enum Form {
     /// As it is, if a field value may have all its bytes.
     Field,
+    /// Escaped for the inside of a JSON string (RFC 8259 §7).
+    Json,
     /// With everything but unreserved characters percent-encoded (RFC 3986 §2.1, §2.3).
     Percent,
+    /// As it is.
+    Raw,
 }
 
 impl Form {
@@ -116,16 +146,30 @@ impl Form {
                 .iter()
                 .all(|byte| is_text(*byte))
                 .then_some(value.len()),
+            Self::Json => Some(value.iter().map(|byte| json_length(*byte)).sum()),
             Self::Percent => {
                 let escaped = value.iter().filter(|byte| !is_unreserved(**byte)).count();
                 Some(value.len() + 2 * escaped)
             }
+            Self::Raw => Some(value.len()),
         }
     }
 
     fn write(self, value: &[u8], out: &mut Vec<u8>) {
         match self {
-            Self::Field => out.extend_from_slice(value),
+            Self::Field | Self::Raw => out.extend_from_slice(value),
+            Self::Json => {
+                for byte in value {
+                    match json_length(*byte) {
+                        1 => out.push(*byte),
+                        2 => out.extend_from_slice(&[b'\\', *byte]),
+                        _ => {
+                            out.extend_from_slice(b"\\u00");
+                            out.extend_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+                        }
+                    }
+                }
+            }
             Self::Percent => {
                 for byte in value {
                     if is_unreserved(*byte) {
@@ -257,11 +301,12 @@ impl Lookup for Closed {
 
 /// Makes room for more. A vector that grows by itself leaves its old memory as it is, with
 /// the values that stand in it.
-fn reserve<T: Clone + Zeroize>(out: &mut Zeroizing<Vec<T>>, more: usize) {
+fn reserve<T: Clone + Zeroize>(out: &mut Vec<T>, more: usize) {
     if out.capacity() - out.len() < more {
         let wanted = (out.len() + more).max(2 * out.capacity());
-        let mut larger = Zeroizing::new(Vec::with_capacity(wanted));
+        let mut larger = Vec::with_capacity(wanted);
         larger.extend_from_slice(out);
+        out.zeroize();
         *out = larger;
     }
 }
@@ -274,6 +319,15 @@ fn share(mut buffer: Zeroizing<Vec<u8>>) -> Bytes {
 /// Tells whether a byte may stand in a field value: visible, blank or above ASCII (RFC 9110 §5.5).
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// Returns how long a byte is inside of a JSON string: what must be escaped there has two or six.
+fn json_length(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' => 2,
+        0..b' ' => 6,
+        _ => 1,
+    }
 }
 
 fn is_unreserved(byte: u8) -> bool {

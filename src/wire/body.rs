@@ -128,6 +128,14 @@ impl Body {
         }
     }
 
+    /// Returns how much of a chunk is still to come, arrived or not; nothing outside of one.
+    pub(super) fn chunk_left(&self) -> Option<u64> {
+        match self.state {
+            State::ChunkData(left) => Some(left),
+            _ => None,
+        }
+    }
+
     /// Takes note of bytes that were sent verbatim; at most what [`Self::verbatim`] allowed.
     pub fn sent_verbatim(&mut self, count: usize) {
         let count = count as u64;

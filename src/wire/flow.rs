@@ -69,6 +69,15 @@ impl Flow {
         }
     }
 
+    /// Lets the chunks of a body that changes on its way keep their sizes where they can.
+    #[must_use]
+    pub fn keeping_chunks(mut self) -> Self {
+        if let Some(reframe) = &mut self.reframe {
+            reframe.keep_chunks();
+        }
+        self
+    }
+
     /// Adds what has already arrived of the body to what is written first.
     ///
     /// # Errors

@@ -53,6 +53,9 @@ pub enum Error {
     /// A content coding is malformed, or expands beyond reason.
     #[error("the content coding of the body is malformed or expands too far")]
     Coding,
+    /// More is to be put into a body than may be.
+    #[error("more is to be put into the body than may be")]
+    TooMuch,
     /// A connection option names a field that must not be removed (RFC 9110 §7.6.1).
     #[error("the connection field names a field that cannot be dropped")]
     ConnectionOption,

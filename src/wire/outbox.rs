@@ -61,12 +61,7 @@ impl Outbox {
 
     /// Makes room for more bytes. Growing by itself would leave copies of what stood there.
     pub fn make_room(&mut self, count: usize) {
-        if self.bytes.capacity() - self.bytes.len() < count {
-            let mut wider = Vec::with_capacity(self.bytes.len() + count);
-            wider.extend_from_slice(&self.bytes);
-            self.wipe();
-            self.bytes = wider;
-        }
+        make_room(&mut self.bytes, count);
     }
 
     /// Tells whether nothing waits to be written or flushed.
@@ -89,12 +84,9 @@ impl Outbox {
         !self.started
     }
 
-    /// Overwrites the head, which may have real values, and all that stood there before. Whole at
-    /// once: byte by byte, as `zeroize` does it, costs as much as all else that is done here.
+    /// Overwrites the head, which may have real values, and all that stood there before.
     fn wipe(&mut self) {
-        self.bytes.clear();
-        self.bytes.resize(self.bytes.capacity(), 0);
-        optimization_barrier(&self.bytes);
+        wipe(&mut self.bytes);
     }
 
     /// Starts again with other bytes, towards another receiver.
@@ -170,6 +162,25 @@ impl Outbox {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Makes room for more bytes without leaving a copy of those that are there.
+pub(super) fn make_room(bytes: &mut Vec<u8>, count: usize) {
+    if bytes.capacity() - bytes.len() < count {
+        let wanted = (bytes.len() + count).max(2 * bytes.capacity());
+        let mut wider = Vec::with_capacity(wanted);
+        wider.extend_from_slice(bytes);
+        wipe(bytes);
+        *bytes = wider;
+    }
+}
+
+/// Overwrites all that stands in a buffer, or stood there before. Whole at once: byte by byte, as
+/// `zeroize` does it, costs as much as all else that is done here.
+pub(super) fn wipe(bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.resize(bytes.capacity(), 0);
+    optimization_barrier(bytes);
 }
 
 #[cfg(test)]

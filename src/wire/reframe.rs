@@ -14,9 +14,14 @@ use tokio::time::{Sleep, sleep};
 use super::body::{Body, Progress};
 use super::h1::Error;
 use super::head::Fields;
+use super::outbox::{make_room, wipe};
 
 /// How much is put in line before it must be written, in bytes.
 const OUT_TARGET_BYTES: usize = 16 * 1024;
+/// The largest chunk that is waited for, in bytes, so that it can leave as one.
+const KEPT_CHUNK_BYTES: u64 = 64 * 1024;
+/// The most that frames a chunk, in bytes: its size in hexadecimal digits, and two line ends.
+const CHUNK_FRAMING_BYTES: usize = 16 + 2 + 2;
 
 /// How long bytes are held back while the sender sends nothing: longer than any round trip, so that
 /// a workload cannot cut what is looked for by its place in a stream, and short enough for two sides
@@ -51,7 +56,7 @@ pub trait Transform: Send {
     /// come, to be asked for with what is left, even if nothing is left.
     ///
     /// # Errors
-    /// [`Error::Coding`]; the message cannot go on.
+    /// [`Error::Coding`] and [`Error::TooMuch`]; the message cannot go on.
     fn push(&mut self, input: &mut &[u8], out: &mut Vec<u8>) -> Result<Progress, Error>;
 
     /// Appends what was held back, at the end of the body.
@@ -70,10 +75,18 @@ pub trait Transform: Send {
     fn release(&mut self, out: &mut Vec<u8>);
 }
 
+impl Drop for Reframe {
+    fn drop(&mut self) {
+        wipe(&mut self.piece);
+    }
+}
+
 /// A transform, and the framing that its output gets.
 pub(super) struct Reframe {
     transform: Box<dyn Transform>,
     chunked: bool,
+    /// Chunks are read whole, up to a bound, and leave as they came if nothing in them changes.
+    keeps_chunks: bool,
     /// The transform has more to give before it takes more.
     more: bool,
     finished: bool,
@@ -88,11 +101,17 @@ impl Reframe {
         Self {
             transform,
             chunked,
+            keeps_chunks: false,
             more: false,
             finished: false,
             piece: Vec::new(),
             patience: Patience::default(),
         }
+    }
+
+    /// Lets chunks keep their sizes, where nothing in them changes and they are not large.
+    pub(super) fn keep_chunks(&mut self) {
+        self.keeps_chunks = true;
     }
 
     /// Puts in line what is held back, if the sender has been silent for long. To be asked while
@@ -127,7 +146,14 @@ impl Reframe {
             if out.len() >= OUT_TARGET_BYTES {
                 return Ok(Progress::Full);
             }
-            let count = body.verbatim(input.len()).min(OUT_TARGET_BYTES);
+            let mut count = body.verbatim(input.len()).min(OUT_TARGET_BYTES);
+            if let Some(chunk) = self.kept_chunk(body) {
+                let is_here = input.len() >= chunk;
+                if !is_here && !self.more {
+                    return Ok(Progress::Hungry);
+                }
+                count = if is_here { chunk } else { 0 };
+            }
             if self.more || count > 0 {
                 self.push(body, input, count)?;
                 self.put(out);
@@ -142,6 +168,12 @@ impl Reframe {
                 }
             }
         }
+    }
+
+    /// Returns the size of a chunk that is to be taken whole.
+    fn kept_chunk(&self, body: &Body) -> Option<usize> {
+        let left = body.chunk_left().filter(|left| *left <= KEPT_CHUNK_BYTES)?;
+        usize::try_from(left).ok().filter(|_| self.keeps_chunks)
     }
 
     fn push(&mut self, body: &mut Body, input: &mut BytesMut, count: usize) -> Result<(), Error> {
@@ -163,6 +195,8 @@ impl Reframe {
             // An empty chunk would be the last one.
             return;
         }
+        // Real values stand in both.
+        make_room(out, self.piece.len() + CHUNK_FRAMING_BYTES);
         if self.chunked {
             out.extend_from_slice(format!("{:x}\r\n", self.piece.len()).as_bytes());
         }
@@ -328,6 +362,49 @@ mod tests {
                 let (sent, _) = run((Doubles::default(), framing, false), &[one, two]).unwrap();
                 assert_eq!(sent, b"hheelllloo", "{framing:?} at {cut}");
             }
+        }
+    }
+
+    #[test]
+    fn chunks_that_are_not_large_keep_their_sizes() {
+        /// Changes nothing.
+        struct Same;
+        impl Transform for Same {
+            fn push(&mut self, input: &mut &[u8], out: &mut Vec<u8>) -> Result<Progress, Error> {
+                out.extend_from_slice(std::mem::take(input));
+                Ok(Progress::Hungry)
+            }
+            fn finish(&mut self, _out: &mut Vec<u8>) -> Result<(), Error> {
+                Ok(())
+            }
+            fn trailers(&mut self, _fields: &mut Fields) {}
+            fn holds(&self) -> bool {
+                false
+            }
+            fn release(&mut self, _out: &mut Vec<u8>) {}
+        }
+        let (kept, large) = (KEPT_CHUNK_BYTES, KEPT_CHUNK_BYTES + 1);
+        for (size, keeps) in [(1, true), (20_000, true), (kept, true), (large, false)] {
+            let size = usize::try_from(size).unwrap();
+            let text = format!("{size:x}\r\n{}\r\n1\r\ny\r\n0\r\n\r\n", "x".repeat(size));
+            let mut reframe = Reframe::new(Box::new(Same), true);
+            reframe.keep_chunks();
+            let mut body = Body::new(Framing::Chunked);
+            let (mut input, mut sent) = (BytesMut::new(), Vec::new());
+            for piece in text.as_bytes().chunks(7777) {
+                input.extend_from_slice(piece);
+                loop {
+                    let mut out = Vec::new();
+                    let progress = reframe.step(&mut body, &mut input, &mut out).unwrap();
+                    sent.append(&mut out);
+                    if progress != Progress::Full {
+                        break;
+                    }
+                }
+            }
+            assert!(reframe.is_ended());
+            assert_eq!(sent == text.as_bytes(), keeps, "{size}");
+            assert_eq!(data(&sent).0.len(), size + 1);
         }
     }
 

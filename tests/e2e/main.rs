@@ -49,6 +49,7 @@ mod sessions;
 mod shutdown;
 mod smoke;
 mod swap_basic;
+mod swap_body;
 mod swap_headers;
 mod swap_target;
 mod upgrade;

@@ -76,7 +76,7 @@ impl AnswerBody {
             match &mut self.change {
                 None => return self.poll_source(cx),
                 Some(change) => match change.next() {
-                    Some(frame) => return Poll::Ready(Some(frame)),
+                    Some(frame) => return Poll::Ready(Some(frame.map_err(Into::into))),
                     None if !change.is_hungry() => return Poll::Ready(None),
                     None => {}
                 },

@@ -1,7 +1,7 @@
-//! A body that changes on its way to a workload that speaks HTTP/2.
+//! A body that changes on its way, in frames of HTTP/2.
 //!
 //! Frames go through a transform and come out as other frames; trailers wait until what was held
-//! back has left. Called by the answer's body.
+//! back has left. Called by the bodies of answers and of requests.
 
 use std::task::{Context, Poll};
 
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use crate::upstream::BodyError;
-use crate::wire::{Patience, Progress, Transform, trailers_from_map, trailers_to_map};
+use crate::secret::Secret;
+use crate::wire::{Error, Patience, Progress, Transform, trailers_from_map, trailers_to_map};
 
 /// A transform, and what it has not taken yet.
 pub(super) struct Changed {
@@ -21,6 +21,8 @@ pub(super) struct Changed {
     end: End,
     finished: bool,
     patience: Patience,
+    /// Real values may come out: their memory is overwritten.
+    has_values: bool,
 }
 
 /// How far a body is.
@@ -44,6 +46,15 @@ impl Changed {
             end: End::Open,
             finished: false,
             patience: Patience::default(),
+            has_values: false,
+        }
+    }
+
+    /// Prepares for the body of a request, into which real values are put.
+    pub(super) fn with_values(transform: Box<dyn Transform>) -> Self {
+        Self {
+            has_values: true,
+            ..Self::new(transform)
         }
     }
 
@@ -81,7 +92,7 @@ impl Changed {
     }
 
     /// Returns the next frame, if there is one without more of the body.
-    pub(super) fn next(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+    pub(super) fn next(&mut self) -> Option<Result<Frame<Bytes>, Error>> {
         loop {
             let mut out = Vec::new();
             if self.more || !self.input.is_empty() {
@@ -91,14 +102,14 @@ impl Changed {
                 drop(self.input.split_to(taken));
                 match pushed {
                     Ok(progress) => self.more = progress == Progress::Full,
-                    Err(error) => return Some(Err(error.into())),
+                    Err(error) => return Some(Err(error)),
                 }
             } else if matches!(self.end, End::Open) {
                 return None;
             } else if !self.finished {
                 self.finished = true;
                 if let Err(error) = self.transform.finish(&mut out) {
-                    return Some(Err(error.into()));
+                    return Some(Err(error));
                 }
             } else {
                 let End::Trailers(trailers) = std::mem::replace(&mut self.end, End::Plain) else {
@@ -107,12 +118,20 @@ impl Changed {
                 return Some(self.trailers(&trailers));
             }
             if !out.is_empty() {
-                return Some(Ok(Frame::data(Bytes::from(out))));
+                return Some(Ok(Frame::data(self.share(out))));
             }
         }
     }
 
-    fn trailers(&mut self, trailers: &HeaderMap) -> Result<Frame<Bytes>, BodyError> {
+    fn share(&self, out: Vec<u8>) -> Bytes {
+        if self.has_values {
+            Secret::new(out).expose_shared()
+        } else {
+            Bytes::from(out)
+        }
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) -> Result<Frame<Bytes>, Error> {
         let mut fields = trailers_from_map(trailers)?;
         self.transform.trailers(&mut fields);
         Ok(Frame::trailers(trailers_to_map(&fields)?))
@@ -122,7 +141,7 @@ impl Changed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Error, Fields};
+    use crate::wire::Fields;
 
     /// Makes text upper case, gives two bytes at a time, and holds one back.
     #[derive(Default)]

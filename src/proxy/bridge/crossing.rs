@@ -6,7 +6,6 @@
 //! ended where their framing says. Called by the bridge.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -20,7 +19,7 @@ use super::ledger::Ledger;
 use super::upload::Upload;
 use super::{Failure, no_route};
 use crate::audit::Decision;
-use crate::proxy::context::{Lane, Meter};
+use crate::proxy::context::Lane;
 use crate::proxy::exchange::written;
 use crate::proxy::reject;
 use crate::proxy::response::{AnswerReader, Lost, Stall, Taken};
@@ -54,7 +53,7 @@ pub(super) struct Crossing {
 
 impl Crossing {
     /// Writes the head of a request as HTTP/1.1.
-    pub(super) fn new(mut outgoing: Outgoing, framing: Framing, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(mut outgoing: Outgoing, framing: Framing) -> Self {
         let framing = match framing {
             Framing::None if !outgoing.bodyless => {
                 outgoing
@@ -71,7 +70,7 @@ impl Crossing {
             stated => stated,
         };
         let text = written(&outgoing.head, 0);
-        let upload = Upload::new(text, outgoing.body, framing, meter);
+        let upload = Upload::new(text, outgoing.body, framing);
         Self {
             head: outgoing.head,
             upload,

@@ -11,6 +11,7 @@ mod feed;
 mod gather;
 mod ledger;
 mod pace;
+mod pieces;
 mod upload;
 
 use std::pin::pin;
@@ -32,14 +33,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Decision;
 use crate::policy::Scheme;
+use crate::proxy::body::BodySwapping;
 use crate::proxy::context::{Lane, Lanes};
 use crate::proxy::exchange::{Admitted, admit, repeatable};
 use crate::proxy::reject::{self, Refusal};
 use crate::proxy::scrub::Scrub;
 use crate::upstream::{BodyError, RequestBody, Route, SendError, StreamLease};
 use crate::wire::{
-    AnswerHead, Connection, RequestHead, answer_from_parts, answer_to_parts, clean_answer,
-    is_trailers_wanted, request_from_parts, request_to_parts,
+    AnswerHead, Connection, Framing, RequestHead, answer_from_parts, answer_to_parts, clean_answer,
+    is_trailers_wanted, request_framing, request_from_parts, request_to_parts,
 };
 
 use answer::{AnswerBody, Source};
@@ -48,6 +50,7 @@ use crossing::Crossing;
 use gather::Gather;
 use ledger::Ledger;
 use pace::{Activity, Streams};
+use pieces::Pieces;
 use upload::{Fault, UploadBody};
 
 /// How many streams a workload may have open at once on one connection.
@@ -159,7 +162,7 @@ impl From<crate::wire::Error> for Failure {
 struct Outgoing {
     head: RequestHead,
     /// The body; none where the request has none, or where it was sent already.
-    body: Option<Incoming>,
+    body: Option<Pieces>,
     trailers_wanted: bool,
     bodyless: bool,
     repeatable: bool,
@@ -249,17 +252,27 @@ async fn attempt(
     let Admitted {
         framing,
         view,
+        upgrade,
         scrub,
-        ..
     } = admit(lane, &mut head, None, ledger.record())?;
     // Interim answers are absorbed here: neither side may wait for one.
     head.fields
         .retain(|name, _| !name.eq_ignore_ascii_case(b"expect"));
     let bodyless = body.is_end_stream();
+    let mut body = Some(Pieces::new(body, ledger.meter())).filter(|_| !bodyless);
+    let mut framing = framing;
+    if let Some(body) = &mut body
+        && let Some(swapping) = BodySwapping::of(lane, &head, (&view, upgrade), ledger.record())?
+    {
+        framing = swapped(swapping, &mut head, framing, body).await?;
+        if lane.handle.is_over() {
+            return Err(Refusal::session_over().into());
+        }
+    }
     let outgoing = Outgoing {
         repeatable: bodyless && repeatable(head.method()),
         head,
-        body: Some(body).filter(|_| !bodyless),
+        body,
         trailers_wanted,
         bodyless,
     };
@@ -268,7 +281,7 @@ async fn attempt(
     let route = upstream.route(lane.handle.pool(), view.grant()).await;
     let (mut answer, source) = match route.map_err(|error| no_route(&error))? {
         Route::Http1(lease) => {
-            let crossing = Crossing::new(outgoing, framing, ledger.meter());
+            let crossing = Crossing::new(outgoing, framing);
             crossing.run(lane, &view, *lease, ledger).await?
         }
         Route::Http2(place) => over_http2(lane, &view, place, outgoing, ledger).await?,
@@ -282,6 +295,25 @@ async fn attempt(
         source,
         change,
     })
+}
+
+/// Lets the body of a request go through what it is to go through, and brings its head in line.
+/// Returns the framing that the head states then.
+async fn swapped(
+    swapping: BodySwapping,
+    head: &mut RequestHead,
+    framing: Framing,
+    body: &mut Pieces,
+) -> Result<Framing, Failure> {
+    let Some(length) = BodySwapping::whole(framing) else {
+        body.change(swapping.stream(head));
+        return Ok(Framing::None);
+    };
+    let whole = body.read(length).await.ok_or(Failure::Gone)?;
+    if let Some(transform) = swapping.weigh(head, &whole).await? {
+        body.change(transform);
+    }
+    Ok(request_framing(head)?)
 }
 
 /// Scrubs the head of an answer, and prepares to scrub its body.

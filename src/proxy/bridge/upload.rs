@@ -9,12 +9,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use hyper::body::Incoming;
 
-use super::gather::Gather;
 use super::ledger::Ledger;
 use super::pace::{Pace, Way};
-use crate::proxy::context::Meter;
+use super::pieces::Pieces;
 use crate::upstream::BodyError;
 use crate::wire::{Connection, FlowError, Framing, Outbox, trailers_from_map, trailers_to_map};
 
@@ -32,17 +30,15 @@ const CHUNK_FRAMING_BYTES: usize = 16 + 2 + 2;
 
 /// A body from one HTTP/2 connection to another.
 pub(super) struct UploadBody {
-    body: Gather,
-    meter: Arc<Meter>,
+    body: Pieces,
     pace: Arc<Pace>,
     fault: Arc<OnceLock<Fault>>,
 }
 
 impl UploadBody {
-    pub(super) fn new(body: Incoming, ledger: &Ledger) -> Self {
+    pub(super) fn new(body: Pieces, ledger: &Ledger) -> Self {
         Self {
-            body: Gather::new(body),
-            meter: ledger.meter(),
+            body,
             pace: ledger.pace(),
             fault: ledger.faults(),
         }
@@ -69,13 +65,13 @@ impl Body for UploadBody {
         let frame = match ready!(this.body.poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                let _known = this.fault.set(Fault::Gone);
+                let rule = error.downcast_ref().copied();
+                let _known = this.fault.set(rule.map_or(Fault::Gone, Fault::Broken));
                 return Poll::Ready(Some(Err(error)));
             }
             None => return Poll::Ready(None),
         };
-        if let Some(data) = frame.data_ref() {
-            this.meter.add_up(data.len());
+        if frame.is_data() {
             this.pace.gave(Way::Up);
         }
         match frame.into_trailers() {
@@ -100,30 +96,23 @@ pub(super) fn cleaned(trailers: &http::HeaderMap) -> Result<Frame<Bytes>, crate:
 
 /// A body from an HTTP/2 connection to an HTTP/1.1 connection, behind the head of its request.
 pub(super) struct Upload {
-    body: Option<Gather>,
+    body: Option<Pieces>,
     out: Outbox,
     chunked: bool,
     /// What the head promised and did not come yet.
     left: Option<u64>,
-    meter: Arc<Meter>,
 }
 
 impl Upload {
-    pub(super) fn new(
-        head: Vec<u8>,
-        body: Option<Incoming>,
-        framing: Framing,
-        meter: Arc<Meter>,
-    ) -> Self {
+    pub(super) fn new(head: Vec<u8>, body: Option<Pieces>, framing: Framing) -> Self {
         Self {
-            body: body.map(Gather::new),
+            body,
             out: Outbox::new(head),
             chunked: framing == Framing::Chunked,
             left: match framing {
                 Framing::Length(length) => Some(length),
                 Framing::None | Framing::Chunked | Framing::UntilClose => None,
             },
-            meter,
         }
     }
 
@@ -160,7 +149,11 @@ impl Upload {
             };
             match frame {
                 Some(Ok(frame)) => self.take(frame)?,
-                Some(Err(_reset)) => return Poll::Ready(Err(FlowError::SenderGone)),
+                Some(Err(error)) => {
+                    let rule = error.downcast_ref().copied();
+                    let gone = FlowError::SenderGone;
+                    return Poll::Ready(Err(rule.map_or(gone, FlowError::Malformed)));
+                }
                 None => self.end(b"\r\n")?,
             }
         }
@@ -189,7 +182,6 @@ impl Upload {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(length).ok_or(FlowError::SenderGone)?;
         }
-        self.meter.add_up(data.len());
         // The head stood in the same memory, with real values.
         self.out.make_room(data.len() + CHUNK_FRAMING_BYTES);
         let out = self.out.bytes();

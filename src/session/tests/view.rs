@@ -71,8 +71,9 @@ async fn a_token_opens_in_its_session_only() {
 
 #[tokio::test]
 async fn a_token_opens_in_its_places_only() {
-    let cases: [(&[&str], &[Place<'_>]); 5] = [
+    let cases: [(&[&str], &[Place<'_>]); 6] = [
         (&["header"], &ALL_PLACES[..2]),
+        (&["body"], &[Place::Body]),
         (&["header:Cookie"], &ALL_PLACES[2..3]),
         (&["query"], &[Place::Query]),
         (&["path"], &[Place::Path]),
@@ -88,6 +89,42 @@ async fn a_token_opens_in_its_places_only() {
             let expected = allowed.contains(&place);
             assert_eq!(opened.is_some(), expected, "{inject:?} {place:?}");
         }
+        assert_eq!(view.swaps_bodies(), allowed.contains(&Place::Body));
+    }
+}
+
+#[tokio::test]
+async fn only_prefixes_of_tokens_that_may_stand_in_a_body_are_told() {
+    let with = |prefix: Option<&str>, place: &str, host: &str| {
+        let mut it = scoped(CANARY, &[host]);
+        it.inject = Some(texts(&[place]));
+        it.prefix = prefix.map(str::to_owned);
+        it
+    };
+    let here = "api.example.com";
+    let created = World::new()
+        .create(form([
+            ("A", with(Some("b_"), "body", here)),
+            ("B", with(Some("b_"), "body", here)),
+            ("C", with(None, "body", here)),
+            ("D", with(Some("a_"), "body", here)),
+            ("E", with(Some("header_"), "header", here)),
+            ("F", with(Some("other_"), "body", "other.example.com")),
+        ]))
+        .await;
+    let prefixes = |host: &str, scheme| {
+        let view = view(&created, host, scheme);
+        let prefixes = view.body_prefixes().iter();
+        let prefixes: Vec<_> = prefixes.map(|it| it.escape_ascii().to_string()).collect();
+        (view.swaps_bodies(), prefixes)
+    };
+    let expected = (true, vec!["a_".to_owned(), "b_".to_owned()]);
+    assert_eq!(prefixes("api.example.com:443", Scheme::Https), expected);
+    for (host, scheme) in [
+        ("else.example.com:443", Scheme::Https),
+        ("api.example.com:80", Scheme::Http),
+    ] {
+        assert_eq!(prefixes(host, scheme), (false, vec![]), "{host}");
     }
 }
 

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Hostile, base, fields, refused};
+use super::{Hostile, answered, base, fields, refused};
 use crate::support::{GOOD, H2Origin, H2Scene, REAL, TWO, contains, show};
+use crate::swap_body::h2_scene;
 
 /// Returns a POST with fields.
 fn post(host: &str, more: &[(&str, &str)]) -> Value {
@@ -352,4 +353,47 @@ async fn a_goaway_of_the_client_lets_streams_in_flight_end() {
         ("200".into(), "ok".into())
     );
     play.alive("a GOAWAY of the client").await;
+}
+
+#[tokio::test]
+async fn case_19_padding_and_split_header_blocks_cut_no_token() {
+    let play = h2_scene().await;
+    let Some(mut hostile) = Hostile::start(&play).await else {
+        return;
+    };
+    let token = play.scene.token();
+    for host in [TWO, GOOD] {
+        for cut in 1..token.len() {
+            let (one, two) = token.split_at(cut);
+            let steps = [
+                // The block is cut into pieces of so many bytes; of too many it would be a flood.
+                json!([
+                    "headers",
+                    1,
+                    post(host, &[("x-key", token), ("content-type", "text/plain")]),
+                    false,
+                    30 + cut
+                ]),
+                json!(["data", 1, format!("a={one}"), false, 200]),
+                json!(["data", 1, "", false, 7]),
+                json!(["data", 1, format!("{two}&"), true, cut]),
+                json!(["done", 1]),
+            ];
+            let case = format!("cut at {cut}");
+            let (_, arrived) = answered(&play, &mut hostile, (&case, host), steps.to_vec()).await;
+            assert!(!contains(&arrived.all, token), "{}", show(&arrived.all));
+            assert!(!contains(&arrived.all, "SEALED"), "{}", show(&arrived.all));
+            if host == TWO {
+                let seen = play.two.requests().into_iter().rev();
+                let seen = seen.filter(|seen| seen.path == "/case").take(1);
+                let seen: Vec<_> = seen.map(|seen| (seen.body.clone(), seen)).collect();
+                assert_eq!(seen[0].0, format!("a={REAL}&").as_bytes(), "{case}");
+                assert_eq!(seen[0].1.all("x-key"), [REAL], "{case}");
+            } else {
+                let chunks = show(&arrived.all).matches(REAL).count();
+                assert_eq!(chunks, 2, "{case}: {}", show(&arrived.all));
+            }
+        }
+    }
+    play.alive("padding").await;
 }

@@ -21,7 +21,7 @@ use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use crate::support::{GOOD, REAL, contains, show};
 
 const TARGET: &str = "good.example.com:443";
-const CODINGS: [&str; 6] = ["identity", "gzip", "zlib", "deflate", "br", "zstd"];
+pub(crate) const CODINGS: [&str; 6] = ["identity", "gzip", "zlib", "deflate", "br", "zstd"];
 
 /// Writes a value in one form.
 type Form = fn(&str) -> String;
@@ -79,7 +79,7 @@ fn form(name: &str, value: &str) -> String {
 }
 
 /// Encodes a body.
-fn encode(coding: &str, plain: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(coding: &str, plain: &[u8]) -> Vec<u8> {
     fn end<W: Write>(mut writer: W, plain: &[u8], finish: fn(W) -> Vec<u8>) -> Vec<u8> {
         writer.write_all(plain).expect("room");
         finish(writer)
@@ -109,7 +109,7 @@ fn encode(coding: &str, plain: &[u8]) -> Vec<u8> {
 }
 
 /// Returns the name that a coding has in a head; nothing for none.
-fn named(coding: &str) -> Option<&str> {
+pub(crate) fn named(coding: &str) -> Option<&str> {
     match coding {
         "identity" => None,
         "zlib" => Some("deflate"),
