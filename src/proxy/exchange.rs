@@ -174,15 +174,16 @@ pub(super) fn repeatable(method: &[u8]) -> bool {
     matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE")
 }
 
-/// Refuses methods that reflect or tunnel.
+/// Refuses methods that reflect or tunnel, in any spelling: methods are case-sensitive, and not
+/// every upstream knows that.
 fn check_method(head: &RequestHead) -> Result<(), Refusal> {
     match head.method() {
-        b"TRACE" => Err(Refusal::client(
+        method if method.eq_ignore_ascii_case(b"TRACE") => Err(Refusal::client(
             405,
             "method_not_allowed",
             "TRACE is not forwarded",
         )),
-        b"CONNECT" => {
+        method if method.eq_ignore_ascii_case(b"CONNECT") => {
             let message = "CONNECT is not forwarded from inside a tunnel";
             Err(Refusal::client(405, "method_not_allowed", message))
         }

@@ -425,12 +425,6 @@ fn plan(
                 && !name.eq_ignore_ascii_case(b"trailer")
         });
     }
-    if answer.status == 204 {
-        // A server must not send it there, and some clients would wait for chunks.
-        answer
-            .fields
-            .retain(|name, _| !name.eq_ignore_ascii_case(b"transfer-encoding"));
-    }
     Ok(plan)
 }
 

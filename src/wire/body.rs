@@ -353,7 +353,8 @@ mod tests {
 
     #[test]
     fn chunks_keep_sizes_and_trailers_and_lose_extensions() {
-        let text = b"5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Sum: 1\r\nProxy-X: 2\r\n\r\nNEXT";
+        let text = b"5;a=b\r\nhello\r\nA\r\n0123456789\r\n\
+                     0\r\nX-Sum: 1\r\nProxy-X: 2\r\nUpgrade: h2c\r\nKeep-Alive: 5\r\n\r\nNEXT";
         let (out, rest) = chunked(text).unwrap();
         assert_eq!(
             out,

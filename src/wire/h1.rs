@@ -201,7 +201,8 @@ pub fn parse_trailers(block: Bytes) -> Result<Fields, Error> {
         "te",
     ];
     let fields = parse_fields(block, 0).map_err(|_whatever| Error::Trailer)?;
-    if REFUSED.iter().any(|name| fields.first(name).is_some()) {
+    let disguised = fields.iter().any(|field| is_disguised(field.name));
+    if disguised || REFUSED.iter().any(|name| fields.first(name).is_some()) {
         return Err(Error::Trailer);
     }
     Ok(fields)
@@ -210,8 +211,12 @@ pub fn parse_trailers(block: Bytes) -> Result<Fields, Error> {
 /// Says how long the body of a request is (RFC 9112 §6.3).
 ///
 /// # Errors
-/// [`Error::Framing`] when more than one reading is possible.
+/// [`Error::Framing`] when more than one reading is possible, be it by a reader that takes `_` for
+/// `-` in names, as gateways to programs do.
 pub fn request_framing(head: &RequestHead) -> Result<Framing, Error> {
+    if head.fields.iter().any(|field| is_disguised(field.name)) {
+        return Err(Error::Framing);
+    }
     let framing = stated_framing(&head.fields, head.version)?;
     Ok(framing.unwrap_or(Framing::None))
 }
@@ -246,6 +251,18 @@ fn stated_framing(fields: &Fields, version: Version) -> Result<Option<Framing>, 
         }
     }
     Ok(framing)
+}
+
+/// Tells whether a name becomes one that frames when its `_` are read as `-`.
+fn is_disguised(name: &[u8]) -> bool {
+    let reads_as = |framing: &[u8]| {
+        let pairs = name.iter().zip(framing);
+        name.len() == framing.len()
+            && pairs.into_iter().all(|(byte, meant)| {
+                byte.eq_ignore_ascii_case(meant) || (*byte, *meant) == (b'_', b'-')
+            })
+    };
+    name.contains(&b'_') && (reads_as(b"content-length") || reads_as(b"transfer-encoding"))
 }
 
 /// Parses `1*DIGIT` without leading zeros, which some programs read as octal.
@@ -448,9 +465,13 @@ mod tests {
             "Content-Length:\r\n",
             "Content-Length: 010\r\n",
             "Content-Length: 18446744073709551616\r\n",
+            "Content_Length: 5\r\n",
+            "TRANSFER_encoding: chunked\r\n",
         ] {
             assert_eq!(framing(fields), Err(Error::Framing), "{fields:?}");
         }
+        assert_eq!(framing("Content_Lengths: 5\r\n"), Ok(Framing::None));
+        assert_eq!(framing("ContentxLength: 5\r\n"), Ok(Framing::None));
         let old = request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
         assert_eq!(request_framing(&old), Err(Error::Framing));
     }

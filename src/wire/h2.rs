@@ -29,10 +29,15 @@ const CONNECTION_FIELDS: [&str; 6] = [
 /// stands beside it, so that who checks `Host` sees two.
 ///
 /// # Errors
-/// See [`Error`]; [`Error::Field`] also for a field about the connection.
+/// See [`Error`]; [`Error::Field`] also for a field about the connection, and for blanks around a
+/// value.
 pub fn request_from_parts(parts: &request::Parts) -> Result<RequestHead, Error> {
     let fields = &parts.headers;
     check_fields(fields)?;
+    // RFC 9113 §8.2.1: the library lets them pass, and another reader may keep them.
+    if fields.values().any(|value| is_padded(value.as_bytes())) {
+        return Err(Error::Field);
+    }
     let te = fields.get_all("te").iter();
     if te.into_iter().any(|value| value != "trailers") {
         return Err(Error::Field);
@@ -175,6 +180,14 @@ fn check_fields(fields: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tells whether a value begins or ends with a blank.
+fn is_padded(value: &[u8]) -> bool {
+    let ends = [value.first(), value.last()];
+    ends.into_iter()
+        .flatten()
+        .any(|byte| matches!(byte, b' ' | b'\t'))
+}
+
 fn map_of(fields: &Fields) -> Result<HeaderMap, Error> {
     let mut map = HeaderMap::with_capacity(fields.len() + 1);
     for field in fields.iter() {
@@ -277,6 +290,11 @@ mod tests {
             assert_eq!(read, Err(Error::Field), "{name}");
         }
         assert!(written("https://a.example/", &[("te", "trailers")]).is_ok());
+        for value in [" a", "a ", "\ta", "a\t", " "] {
+            let read = written("https://a.example/", &[("x", value)]);
+            assert_eq!(read, Err(Error::Field), "{value:?}");
+        }
+        assert!(written("https://a.example/", &[("x", "a b"), ("y", "")]).is_ok());
     }
 
     #[test]

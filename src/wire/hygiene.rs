@@ -34,7 +34,9 @@ pub fn clean_request(head: &mut RequestHead) -> Result<(), Error> {
 }
 
 /// Removes from an answer what must not travel on, and `Alt-Svc`: a client that followed it would
-/// leave the proxy for a protocol the proxy does not speak.
+/// leave the proxy for a protocol the proxy does not speak. Interim answers and 204 lose what
+/// frames as well: they have no body (RFC 9110 §8.6, RFC 9112 §6.1), and a client that waited for
+/// one would take the next answer for it.
 ///
 /// # Errors
 /// [`Error::ConnectionOption`] when a connection option names a field that must stay.
@@ -42,12 +44,24 @@ pub fn clean_answer(head: &mut AnswerHead) -> Result<(), Error> {
     clean(&mut head.fields)?;
     head.fields
         .retain(|name, _| !name.eq_ignore_ascii_case(b"alt-svc"));
+    if head.status < 200 || head.status == 204 {
+        head.fields.retain(|name, _| {
+            !name.eq_ignore_ascii_case(b"content-length")
+                && !name.eq_ignore_ascii_case(b"transfer-encoding")
+        });
+    }
     Ok(())
 }
 
-/// Removes from trailers what is between a client and its proxy.
+/// Removes from trailers what is between a client and its proxy, or about one connection.
 pub(super) fn clean_trailers(fields: &mut Fields) {
-    fields.retain(|name, _| !is_proxy_field(name));
+    fields.retain(|name, _| !is_proxy_field(name) && !is_hop_by_hop(name));
+}
+
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    HOP_BY_HOP
+        .iter()
+        .any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
 }
 
 fn is_proxy_field(name: &[u8]) -> bool {
@@ -73,11 +87,8 @@ fn clean(fields: &mut Fields) -> Result<(), Error> {
         }
     }
     fields.retain(|name, _| {
-        let hop = HOP_BY_HOP
-            .iter()
-            .any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()));
         let listed = named.iter().any(|option| name.eq_ignore_ascii_case(option));
-        !is_proxy_field(name) && !hop && !listed
+        !is_proxy_field(name) && !is_hop_by_hop(name) && !listed
     });
     Ok(())
 }
@@ -152,6 +163,17 @@ mod tests {
         let mut head = parse_answer(Bytes::from(text)).unwrap();
         clean_answer(&mut head).unwrap();
         assert_eq!(head.fields.len(), 1);
+    }
+
+    #[test]
+    fn answers_that_have_no_body_are_not_framed() {
+        for (status, kept) in [(102, 1), (103, 1), (200, 3), (204, 1), (205, 3), (304, 3)] {
+            let fields = "Content-Length: 5\r\nTRANSFER-encoding: chunked\r\nA: b\r\n";
+            let text = format!("HTTP/1.1 {status} x\r\n{fields}\r\n");
+            let mut head = parse_answer(Bytes::from(text)).unwrap();
+            clean_answer(&mut head).unwrap();
+            assert_eq!(head.fields.len(), kept, "{status}");
+        }
     }
 
     #[test]

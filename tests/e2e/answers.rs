@@ -2,7 +2,7 @@
 //!
 //! What such a connection still says must never become the answer to another request.
 
-use crate::support::{GOOD, Origin, Scene, contains};
+use crate::support::{GOOD, Origin, Scene, contains, within};
 
 /// Answers that are malformed, ambiguous or unasked for, and what the client is told.
 const HOSTILE: &[(&str, &str, &str)] = &[
@@ -24,6 +24,68 @@ const HOSTILE: &[(&str, &str, &str)] = &[
     (
         "a coding alone",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx",
+        "http_response_invalid",
+    ),
+    (
+        "two framings, chunks first",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding:chunked\r\ncontent-length:2\r\n\r\n0\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
+        "two other lengths",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 47\r\n\r\nok",
+        "http_response_invalid",
+    ),
+    (
+        "chunks twice",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n\
+         0\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
+        "a list of chunks",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
+        "identity",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nok",
+        "http_response_invalid",
+    ),
+    (
+        "chunks of HTTP/1.0",
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
+        "a folded coding",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
+        "304 with two framings",
+        "HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "http_response_invalid",
+    ),
+    (
+        "a length that is too large",
+        "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551618\r\n\r\nok",
+        "http_response_invalid",
+    ),
+    (
+        "no length",
+        "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nok",
+        "http_response_invalid",
+    ),
+    (
+        "a blank line first",
+        "\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "http_response_invalid",
+    ),
+    (
+        "an interim answer with a body",
+        "HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\
+         Content-Length: 2\r\n\r\nok",
         "http_response_invalid",
     ),
     (
@@ -122,7 +184,7 @@ const HOSTILE: &[(&str, &str, &str)] = &[
         "http_response_invalid",
     ),
     (
-        "an interim answer with a body",
+        "an interim answer with a malformed length",
         "HTTP/1.1 103 Early Hints\r\nContent-Length: x\r\n\r\n",
         "http_response_invalid",
     ),
@@ -139,7 +201,7 @@ const HOSTILE: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn hostile_answers_are_502_and_their_connection_is_closed() {
+async fn case_50_hostile_answers_are_502_and_their_connection_is_closed() {
     let origin = Origin::script(|request, conn| async move {
         let number = request
             .line()
@@ -176,7 +238,7 @@ async fn hostile_answers_are_502_and_their_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn endless_heads_and_interim_answers_are_502() {
+async fn case_50_endless_heads_and_interim_answers_are_502() {
     let origin = Origin::script(|request, conn| async move {
         let line = request.line().to_owned();
         if line.contains("/head") {
@@ -240,7 +302,7 @@ async fn endless_heads_and_interim_answers_are_502() {
 }
 
 #[tokio::test]
-async fn bytes_behind_an_answer_never_become_the_next_one() {
+async fn case_51_bytes_behind_an_answer_never_become_the_next_one() {
     const POISON: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
     let origin = Origin::script(|request, conn| async move {
         let line = request.line().to_owned();
@@ -252,6 +314,7 @@ async fn bytes_behind_an_answer_never_become_the_next_one() {
             "/204" => "HTTP/1.1 204 No Content\r\n\r\n",
             "/304" => "HTTP/1.1 304 Not Modified\r\nContent-Length: 52\r\n\r\n",
             "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+            "/close" => "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
             _ => {
                 return conn
                     .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -268,6 +331,7 @@ async fn bytes_behind_an_answer_never_become_the_next_one() {
         ("GET", "204"),
         ("GET", "304"),
         ("HEAD", "head"),
+        ("GET", "close"),
     ] {
         let mut conn = scene.workload.connect("good.example.com:443").await;
         conn.send(format!("{method} /{path} HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
@@ -288,6 +352,171 @@ async fn bytes_behind_an_answer_never_become_the_next_one() {
         );
         scene.good.forget();
     }
+}
+
+/// An answer to nothing, on a connection that is idle.
+#[tokio::test]
+async fn case_51_an_answer_that_nobody_asked_for_discards_its_connection() {
+    const POISON: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+    let (release, gate) = tokio::sync::watch::channel(false);
+    let (sent, mut is_sent) = tokio::sync::mpsc::channel::<()>(1);
+    let origin = Origin::raw(move |conn| {
+        let (mut gate, sent) = (gate.clone(), sent.clone());
+        async move {
+            while conn.read_request().await.is_some() {
+                conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await;
+                if conn.index() == 0 {
+                    gate.wait_for(|open| *open).await.expect("the test goes on");
+                    conn.send(POISON).await;
+                    sent.send(()).await.expect("the test listens");
+                }
+            }
+        }
+    })
+    .await;
+    let scene = Scene::around(origin).await;
+    let mut conn = scene.workload.connect("good.example.com:443").await;
+    let next = format!("GET /next HTTP/1.1\r\nHost: {GOOD}\r\n\r\n");
+    conn.send(&next).await;
+    assert_eq!(conn.answer().await.text(), "ok");
+    release.send_replace(true);
+    within("the second answer", is_sent.recv())
+        .await
+        .expect("sent");
+    conn.send(&next).await;
+    assert_eq!(conn.answer().await.text(), "ok");
+    assert_eq!(scene.good.connections(), 2);
+    scene.good.wait_ended(1).await;
+    assert_eq!(scene.good.received()[0], next.as_bytes());
+    scene.alive("an answer to nothing").await;
+}
+
+/// The head says what the body of another answer would be; what is sent of it all the same is not
+/// the client's, and not the next answer.
+#[tokio::test]
+async fn case_50_answers_that_have_no_body_get_none() {
+    let origin = Origin::script(|request, conn| async move {
+        let framing = match request.line().split('?').nth(1).unwrap_or_default() {
+            text if text.starts_with("length") => "Content-Length: 6\r\n",
+            text if text.starts_with("chunks") => "Transfer-Encoding: chunked\r\n",
+            _ => "",
+        };
+        let status = match request.line().split('/').nth(1).unwrap_or_default() {
+            text if text.starts_with("204") => "204 No Content",
+            text if text.starts_with("304") => "304 Not Modified",
+            _ => "200 OK",
+        };
+        if request.line().contains("/alive") || request.line().contains("/next") {
+            return conn
+                .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await;
+        }
+        let body = if framing.starts_with('T') {
+            "6\r\npoison\r\n0\r\n\r\n"
+        } else {
+            "poison"
+        };
+        conn.send(format!(
+            "HTTP/1.1 {status}\r\n{framing}X-A: 1\r\n\r\n{body}"
+        ))
+        .await;
+    })
+    .await;
+    let scene = Scene::around(origin).await;
+    for (method, path, head) in [
+        ("GET", "204?none", "HTTP/1.1 204 No Content\r\nX-A: 1"),
+        ("GET", "204?length", "HTTP/1.1 204 No Content\r\nX-A: 1"),
+        ("GET", "204?chunks", "HTTP/1.1 204 No Content\r\nX-A: 1"),
+        ("HEAD", "204?length", "HTTP/1.1 204 No Content\r\nX-A: 1"),
+        ("GET", "304?none", "HTTP/1.1 304 Not Modified\r\nX-A: 1"),
+        (
+            "GET",
+            "304?length",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 6\r\nX-A: 1",
+        ),
+        ("HEAD", "200?none", "HTTP/1.1 200 OK\r\nX-A: 1"),
+        (
+            "HEAD",
+            "200?length",
+            "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-A: 1",
+        ),
+    ] {
+        let mut conn = scene.workload.connect("good.example.com:443").await;
+        conn.send(format!("{method} /{path} HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
+            .await;
+        let answer = conn.answer_head().await;
+        assert_eq!(answer.head, head, "{method} {path}");
+        conn.send(format!("GET /next HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
+            .await;
+        let next = conn.answer().await;
+        assert_eq!(next.text(), "ok", "behind {method} {path}: {}", next.head);
+        scene.alive(path).await;
+    }
+}
+
+/// A client of HTTP/1.1 that took chunks for the body of such an answer would take the next answer
+/// for them. What HTTP/2 workloads get is in `h2::answers`.
+#[tokio::test]
+async fn case_52_answers_without_a_body_are_not_framed_in_chunks() {
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let interim = format!("HTTP/1.1 103 Early Hints\r\n{chunked}Content-Length-X: 1\r\n\r\n");
+    let origin = Origin::script(move |request, conn| {
+        let interim = interim.clone();
+        async move {
+            let status = match request.line().split(' ').nth(1).unwrap_or_default() {
+                "/204" => "204 No Content",
+                "/304" => "304 Not Modified",
+                "/hints" => {
+                    conn.send(interim).await;
+                    "204 No Content"
+                }
+                "/alive" => {
+                    return conn
+                        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                        .await;
+                }
+                _ => "200 OK",
+            };
+            conn.send(format!("HTTP/1.1 {status}\r\n{chunked}X-A: 1\r\n\r\n"))
+                .await;
+        }
+    })
+    .await;
+    let scene = Scene::around(origin).await;
+    let mut conn = scene.workload.connect("good.example.com:443").await;
+    for (method, path, framed) in [
+        ("GET", "/204", false),
+        ("HEAD", "/204", false),
+        ("GET", "/hints", false),
+        // These two say how another answer would be framed (RFC 9112 §6.1).
+        ("GET", "/304", true),
+        ("HEAD", "/200", true),
+    ] {
+        conn.send(format!("{method} {path} HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
+            .await;
+        let mut answer = conn.answer_head().await;
+        if answer.status == 103 {
+            assert_eq!(
+                answer.head,
+                "HTTP/1.1 103 Early Hints\r\nContent-Length-X: 1"
+            );
+            answer = conn.answer_head().await;
+        }
+        let found = answer.header("transfer-encoding").is_some();
+        assert_eq!(found, framed, "{method} {path}: {}", answer.head);
+        assert_eq!(answer.header("x-a"), Some("1"), "{method} {path}");
+        // Not even the last chunk comes behind it.
+        conn.send(format!("HEAD /200 HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
+            .await;
+        let next = conn.answer_head().await;
+        assert!(
+            next.head.starts_with("HTTP/1.1 200 OK\r\n"),
+            "{}",
+            next.head
+        );
+    }
+    scene.alive("answers without a body").await;
 }
 
 #[tokio::test]

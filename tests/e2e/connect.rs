@@ -72,7 +72,7 @@ async fn missing_unknown_and_wrong_credentials_get_one_and_the_same_407() {
 }
 
 #[tokio::test]
-async fn the_answer_to_an_open_tunnel_has_neither_framing_nor_body() {
+async fn case_56_the_answer_to_an_open_tunnel_has_neither_framing_nor_body() {
     let scene = Scene::new().await;
     for scheme in ["Basic", "basic", "BASIC"] {
         let mut conn = scene.workload.plain().await;
@@ -321,7 +321,7 @@ async fn a_host_field_beside_the_target_must_name_the_same() {
 }
 
 #[tokio::test]
-async fn a_body_behind_connect_is_no_next_request() {
+async fn case_57_a_body_behind_connect_is_no_next_request() {
     let scene = Scene::new().await;
     for framing in ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"] {
         let mut conn = scene.workload.plain().await;
@@ -348,7 +348,7 @@ async fn a_body_behind_connect_is_no_next_request() {
 }
 
 #[tokio::test]
-async fn a_client_hello_in_the_segment_of_connect_belongs_to_the_tunnel() {
+async fn case_57_a_client_hello_in_the_segment_of_connect_belongs_to_the_tunnel() {
     let scene = Scene::new().await;
     let name = ServerName::try_from(GOOD).expect("a name");
     let config = Arc::new(scene.workload.tls_config());
@@ -430,17 +430,84 @@ async fn what_is_neither_tls_nor_http_is_not_carried() {
 }
 
 #[tokio::test]
-async fn a_tunnel_inside_of_a_tunnel_and_h2_without_alpn_are_refused() {
+async fn case_49_a_tunnel_inside_of_a_tunnel_and_h2_without_alpn_are_refused() {
     let scene = Scene::new().await;
     let line = scene.workload.authorization();
-    let inner = format!("CONNECT {SIDE}:443 HTTP/1.1\r\nHost: {SIDE}:443\r\n{line}\r\n");
-    assert_eq!(scene.ask(GOOD, inner).await.status, 405);
-    let answer = scene.ask(GOOD, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    assert_eq!(
-        (answer.status, answer.code().as_str()),
-        (400, "bad_version")
-    );
-    scene.nothing_arrived("CONNECT and PRI in a tunnel").await;
+    for (method, target) in [
+        ("CONNECT", "side.example.com:443"),
+        ("CONNECT", "good.example.com:443"),
+        ("CONNECT", "/"),
+        ("connect", "/"),
+        ("TRACE", "/"),
+        ("Trace", "/"),
+    ] {
+        let host = target.trim_start_matches('/');
+        let host = if host.is_empty() { GOOD } else { host };
+        let inner = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{line}\r\n");
+        let answer = scene.ask(GOOD, inner).await;
+        let found = (answer.status, answer.code());
+        assert_eq!(
+            found,
+            (405, "method_not_allowed".to_owned()),
+            "{method} {target}"
+        );
+        scene.nothing_arrived(method).await;
+    }
+    for preface in [
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "PRI * HTTP/1.1\r\nHost: good.example.com\r\n\r\nSM\r\n\r\n",
+    ] {
+        let answer = scene.ask(GOOD, preface).await;
+        let code = if preface.contains("2.0") {
+            "bad_version"
+        } else {
+            "bad_target"
+        };
+        assert_eq!((answer.status, answer.code().as_str()), (400, code));
+        scene.nothing_arrived("PRI in a tunnel").await;
+    }
+    for method in ["GET", "POST", "HEAD"] {
+        let head = format!("{method} * HTTP/1.1\r\nHost: {GOOD}\r\n\r\n");
+        let mut conn = scene.workload.connect("good.example.com:443").await;
+        conn.send(head).await;
+        assert_eq!(conn.answer_head().await.status, 400, "{method} *");
+    }
+    scene.nothing_arrived("an asterisk").await;
+    let head = format!("OPTIONS * HTTP/1.1\r\nHost: {GOOD}\r\n\r\n");
+    assert_eq!(scene.ask(GOOD, &head).await.status, 200);
+    assert_eq!(scene.good.bytes(), head.as_bytes());
+}
+
+#[tokio::test]
+async fn case_56_a_refused_connect_is_a_whole_answer() {
+    let scene = Scene::vault(VaultBuilder::strict).await;
+    let line = scene.workload.authorization();
+    for (target, fields, status) in [
+        ("good.example.com:443", "", 407),
+        ("evil.example.net:443", line.as_str(), 403),
+        ("good.example.com:22", &line, 403),
+        ("good.example.com:0", &line, 400),
+    ] {
+        let mut conn = scene.workload.plain().await;
+        conn.send(format!(
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n"
+        ))
+        .await;
+        let answer = conn.answer().await;
+        assert_eq!(answer.status, status, "{target}");
+        let length = answer.header("content-length").expect("a length");
+        assert_eq!(length, answer.body.len().to_string(), "{target}");
+        assert!((1..2000).contains(&answer.body.len()), "{target}");
+        assert!(answer.header("transfer-encoding").is_none(), "{target}");
+        // Either it closes and says so, or it takes the next one.
+        if answer.header("connection") == Some("close") {
+            conn.expect_end().await;
+        } else {
+            let answer = scene.workload.ask(&mut conn, "good.example.com:443").await;
+            assert_eq!(answer.status, 200, "behind {target}");
+        }
+    }
+    scene.nothing_arrived("refused tunnels").await;
 }
 
 #[tokio::test]

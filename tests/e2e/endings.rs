@@ -248,7 +248,7 @@ async fn stale(answers_later: bool) -> Origin {
 }
 
 #[tokio::test]
-async fn a_stale_connection_is_tried_again_once_and_only_where_that_is_safe() {
+async fn peer_64_a_stale_connection_is_tried_again_once_and_only_where_that_is_safe() {
     for (request, status, connections) in [
         (get("/2"), 200, 2),
         (format!("HEAD /2 HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"), 200, 2),

@@ -54,3 +54,4 @@ mod swap_headers;
 mod swap_target;
 mod upgrade;
 mod upstream_proxy;
+mod upstream_tls;

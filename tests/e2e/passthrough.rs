@@ -563,7 +563,7 @@ async fn a_patch_decides_how_the_next_tunnel_is_served() {
 }
 
 #[tokio::test]
-async fn a_host_that_may_receive_a_secret_is_never_passed_through() {
+async fn peer_77_a_host_that_may_receive_a_secret_is_never_passed_through() {
     let scene = pinned().await;
     let sdk = scene.vault.sdk();
     let shown = sdk

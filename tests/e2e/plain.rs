@@ -82,6 +82,56 @@ async fn case_21_secrets_go_in_the_clear_only_where_the_session_says_so() {
 }
 
 #[tokio::test]
+async fn case_33_the_target_and_host_must_name_the_same() {
+    let scene = scene().await;
+    let target = "GET http://good.example.com/";
+    for (line, host, status) in [
+        (target, "Host: evil.example.net\r\n", 421),
+        (target, "Host: side.example.com\r\n", 421),
+        (target, "Host: good.example.com:443\r\n", 421),
+        (target, "Host: good.example.com:8080\r\n", 421),
+        (
+            "GET http://good.example.com:8080/",
+            "Host: good.example.com\r\n",
+            403,
+        ),
+        (
+            "GET http://side.example.com/",
+            "Host: good.example.com\r\n",
+            421,
+        ),
+        (
+            "GET http://evil.example.net/",
+            "Host: good.example.com\r\n",
+            403,
+        ),
+        (
+            "GET http://good.example.com@evil.example.net/",
+            "Host: good.example.com\r\n",
+            400,
+        ),
+        (target, "", 400),
+        (
+            target,
+            "Host: good.example.com\r\nHost: evil.example.net\r\n",
+            400,
+        ),
+        (target, "Host: good.example.com, evil.example.net\r\n", 400),
+        (target, "Host: user@good.example.com\r\n", 400),
+    ] {
+        let answer = ask(&scene, line, &format!("{host}X-Key: {{T}}\r\n")).await;
+        assert_eq!(answer.status, status, "{line} {host}");
+        for origin in [&scene.good, &scene.side, &scene.evil] {
+            origin.expect_nothing(line);
+        }
+    }
+    let host = "Host: GOOD.example.com.:80\r\n";
+    assert_eq!(ask(&scene, target, host).await.status, 200);
+    let expected = "GET / HTTP/1.1\r\nHost: good.example.com\r\n\r\n";
+    assert_eq!(scene.good.bytes(), expected.as_bytes());
+}
+
+#[tokio::test]
 async fn what_may_not_pass_is_refused_with_nothing_forwarded() {
     let scene = scene().await;
     let host = "Host: good.example.com\r\nX-Key: {T}\r\n";
@@ -198,18 +248,27 @@ async fn every_request_brings_its_own_credentials() {
 }
 
 #[tokio::test]
-async fn a_path_is_a_request_to_ourselves_whatever_it_claims() {
+async fn case_34_a_path_is_a_request_to_ourselves_whatever_it_claims() {
     let scene = scene().await;
     for (line, status) in [
         ("GET /healthz", 200),
+        ("GET /", 404),
         ("GET /nowhere", 404),
+        ("POST /", 404),
+        ("DELETE /v1/sessions/sess_0", 401),
         ("GET /v1/sessions", 401),
         ("GET //good.example.com/", 404),
     ] {
         let answer = ask(&scene, line, "Host: good.example.com\r\nX-Key: {T}\r\n").await;
         assert_eq!(answer.status, status, "{line}: {}", answer.head);
+        if status != 200 {
+            let kind = answer.header("content-type").unwrap_or_default();
+            assert_eq!(kind, "application/problem+json", "{line}");
+        }
     }
-    scene.good.expect_nothing("origin-form");
+    for origin in [&scene.good, &scene.side, &scene.evil] {
+        origin.expect_nothing("origin-form");
+    }
 }
 
 #[tokio::test]

@@ -201,7 +201,7 @@ async fn one_connection_carries_many_exchanges() {
 }
 
 #[tokio::test]
-async fn connections_are_shared_within_a_session_and_never_across() {
+async fn peer_13_connections_are_shared_within_a_session_and_never_across() {
     let scene = Scene::new().await;
     for _ in 0..3 {
         scene.alive("another tunnel").await;
@@ -230,10 +230,11 @@ async fn connections_are_shared_within_a_session_and_never_across() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_end_with_their_head() {
+async fn peer_56_answers_without_a_body_end_with_their_head() {
     let origin = Origin::script(|request, conn| async move {
         conn.send(match request.line().split(' ').nth(1).unwrap_or_default() {
             "/204" => "HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n",
+            "/205" => "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n",
             "/304" => "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 500\r\n\r\n",
             "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
             "/chunked" => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -247,6 +248,7 @@ async fn answers_without_a_body_end_with_their_head() {
     let mut conn = scene.workload.connect(TARGET).await;
     for (method, path) in [
         ("GET", "/204"),
+        ("GET", "/205"),
         ("GET", "/304"),
         ("HEAD", "/head"),
         ("HEAD", "/chunked"),
@@ -259,7 +261,7 @@ async fn answers_without_a_body_end_with_their_head() {
             "HEAD" => conn.answer_to_head().await,
             _ => conn.answer().await,
         };
-        assert!(matches!(answer.status, 200 | 204 | 304), "{path}");
+        assert!(matches!(answer.status, 200 | 204 | 205 | 304), "{path}");
         assert!(
             answer.header("connection").is_none(),
             "{path}: {}",
@@ -294,7 +296,7 @@ async fn interim_answers_pass_to_those_who_know_them() {
 }
 
 #[tokio::test]
-async fn a_body_is_held_back_until_the_origin_asks_for_it() {
+async fn peer_55_a_body_is_held_back_until_the_origin_asks_for_it() {
     let origin = Origin::raw(|conn| async move {
         let head = conn.read_head().await.expect("a head");
         assert!(head.contains("Expect: 100-continue"), "{head}");
@@ -330,7 +332,7 @@ async fn a_body_is_held_back_until_the_origin_asks_for_it() {
 }
 
 #[tokio::test]
-async fn every_event_leaves_as_it_arrives() {
+async fn peer_57_every_event_leaves_as_it_arrives() {
     for framing in ["Transfer-Encoding: chunked\r\n", ""] {
         let (release, gate) = mpsc::channel::<()>(1);
         let gate = Arc::new(Mutex::new(gate));

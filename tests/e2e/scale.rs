@@ -24,7 +24,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 const GROWTH_LIMIT_KIB: u64 = 20 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_first_requests_over_eight_sessions_mint_one_leaf() {
+async fn peer_72_a_thousand_first_requests_over_eight_sessions_mint_one_leaf() {
     let origin = Origin::echo_ok().await;
     let vault = Vault::builder()
         .resolve("new.example.com", origin.addr())

@@ -335,7 +335,7 @@ async fn every_door_carries_a_websocket() {
 }
 
 #[tokio::test]
-async fn an_answer_of_101_that_was_not_asked_for_so_is_502() {
+async fn case_50_an_answer_of_101_that_was_not_asked_for_so_is_502() {
     let websocket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     for (case, asked, answered) in [
         (
@@ -387,15 +387,21 @@ async fn an_answer_of_101_that_was_not_asked_for_so_is_502() {
 }
 
 #[tokio::test]
-async fn a_refused_handshake_is_an_answer_like_any_other() {
-    let origin = Origin::script(|request, conn| async move {
+async fn case_48_a_refused_handshake_is_an_answer_like_any_other() {
+    for status in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
+        refused_handshake(status).await;
+    }
+}
+
+async fn refused_handshake(status: &'static str) {
+    let origin = Origin::script(move |request, conn| async move {
         if !request.line().contains("/chat") {
             return conn.send(OK).await;
         }
-        conn.send(
-            "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: Upgrade\r\n\
-             Upgrade: websocket\r\n\r\nno",
-        )
+        conn.send(format!(
+            "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\n\r\nno"
+        ))
         .await;
     })
     .await;
@@ -405,7 +411,9 @@ async fn a_refused_handshake_is_an_answer_like_any_other() {
     let other = format!("GET /smug HTTP/1.1\r\nHost: {SIDE}\r\n\r\n");
     conn.send(handshake("") + &next + &other).await;
     let answer = conn.answer().await;
-    assert_eq!((answer.status, answer.text()), (403, "no"));
+    let found = (answer.head.lines().next(), answer.text());
+    let line = format!("HTTP/1.1 {status}");
+    assert_eq!(found, (Some(line.as_str()), "no"));
     assert_eq!(answer.header("upgrade"), None);
     // What came behind it is a request, and held to everything that requests are held to.
     assert_eq!(conn.answer().await.text(), "ok");

@@ -7,6 +7,7 @@ mod configuration;
 mod doctor;
 mod doors;
 mod env;
+mod floods;
 mod leaks;
 mod lifecycle;
 mod listeners;

@@ -100,7 +100,7 @@ fn took_long(case: &str, began: Instant) {
 }
 
 #[tokio::test]
-async fn an_h1_exchange_takes_as_long_as_it_takes() {
+async fn peer_58_an_h1_exchange_takes_as_long_as_it_takes() {
     let play = play().await;
     let upload = async {
         for framing in ["length", "chunked"] {
@@ -149,7 +149,7 @@ async fn an_h1_exchange_takes_as_long_as_it_takes() {
 }
 
 #[tokio::test]
-async fn an_h2_exchange_takes_as_long_as_it_takes() {
+async fn peer_58_an_h2_exchange_takes_as_long_as_it_takes() {
     let play = play().await;
     for pair in ["h2 to h2", "h2 to h1"] {
         let client = match pair {

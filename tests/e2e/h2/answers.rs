@@ -69,11 +69,13 @@ async fn fields_of_the_connection_stay_behind_in_answers() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_are_whole() {
+async fn case_52_answers_without_a_body_are_whole() {
     let h1 = Origin::script(|request, conn| async move {
         let answer = match request.line().split(' ').nth(1).unwrap_or_default() {
             "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nX-A: 1\r\n\r\n",
-            "/204" => "HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n",
+            "/204" => "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\n\r\n",
+            "/length" => "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\nX-A: 1\r\n\r\n",
+            "/chunks" => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\n\r\n",
             "/304" => "HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\nX-A: 1\r\n\r\n",
             "/empty" => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: 1\r\n\r\n",
             _ => OK,
@@ -86,9 +88,9 @@ async fn answers_without_a_body_are_whole() {
         let fields = [("x-a", "1"), ("content-length", "1000")];
         match exchange.path() {
             "/head" => exchange.answer_head(200, &fields, true),
-            "/204" => exchange.answer_head(204, &fields[..1], true),
+            "/204" | "/length" => exchange.answer_head(204, &fields[..1], true),
             "/304" => exchange.answer_head(304, &fields, true),
-            "/empty" => exchange.answer_head(200, &fields[..1], true),
+            "/empty" | "/chunks" => exchange.answer_head(200, &fields[..1], true),
             _ => exchange.answer(200, "ok").await,
         }
     })
@@ -98,6 +100,8 @@ async fn answers_without_a_body_are_whole() {
         for (method, path, status, length) in [
             ("HEAD", "/head", 200, Some("1000")),
             ("GET", "/204", 204, None),
+            ("GET", "/length", 204, None),
+            ("HEAD", "/chunks", 200, None),
             ("GET", "/304", 304, Some("1000")),
             ("GET", "/empty", 200, None),
             ("GET", "/after", 200, None),
@@ -108,9 +112,10 @@ async fn answers_without_a_body_are_whole() {
                 assert!(answer.body.is_empty(), "{path}");
                 assert_eq!(answer.header("x-a"), Some("1"), "{path}");
             }
-            if length.is_some() {
+            if length.is_some() || status == 204 {
                 assert_eq!(answer.header("content-length"), length, "{path}");
             }
+            assert_eq!(answer.header("transfer-encoding"), None, "{path}");
         }
     }
     // They leave connections in good order.

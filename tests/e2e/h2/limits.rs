@@ -315,7 +315,7 @@ async fn what_is_left_of_a_request_goes_with_its_exchange() {
 }
 
 #[tokio::test]
-async fn a_client_that_gives_up_stream_after_stream_is_cut_off() {
+async fn case_73_a_client_that_gives_up_stream_after_stream_is_cut_off() {
     let origin = H2Origin::script(|mut exchange| async move {
         if exchange.path() == "/alive" {
             return exchange.answer(200, "ok").await;
@@ -335,7 +335,7 @@ async fn a_client_that_gives_up_stream_after_stream_is_cut_off() {
 }
 
 #[tokio::test]
-async fn heads_over_the_limit_are_refused() {
+async fn case_55_heads_over_the_limit_are_refused() {
     let play = H2Scene::new().await;
     let client = play.h2().await;
     let value = "v".repeat(1000);

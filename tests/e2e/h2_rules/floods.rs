@@ -73,7 +73,7 @@ async fn streams_over_the_limit_are_refused_and_the_others_served() {
 }
 
 #[tokio::test]
-async fn header_lists_over_the_limit_are_refused() {
+async fn case_55_header_lists_over_the_limit_are_refused() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -109,7 +109,7 @@ async fn header_lists_over_the_limit_are_refused() {
 }
 
 #[tokio::test]
-async fn a_header_bomb_is_refused() {
+async fn case_74_a_header_bomb_is_refused() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -183,12 +183,17 @@ async fn flood(play: &H2Scene, hostile: &mut Hostile, name: &str, most: usize, s
 }
 
 #[tokio::test]
-async fn rapid_resets_are_ended() {
+async fn case_73_rapid_resets_are_ended() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
     };
     let request = base(TWO, "GET", "/flood");
+    let announced = fields(
+        TWO,
+        &[(":method", Some("POST")), (":path", Some("/flood"))],
+        &[("content-length", "4")],
+    );
     for (name, steps) in [
         (
             "HEADERS and RST_STREAM",
@@ -215,6 +220,35 @@ async fn rapid_resets_are_ended() {
             json!([["headers", "$", request], ["data", "$", "smug"]]),
         ),
         (
+            "a stream that depends on itself",
+            json!([["headers", "$", request, false], ["depend", "$"]]),
+        ),
+        (
+            "a priority of four bytes",
+            json!([
+                ["headers", "$", request, false],
+                ["raw", 2, 0, "$", "00000000"]
+            ]),
+        ),
+        (
+            "a reset of three bytes",
+            json!([
+                ["headers", "$", request, false],
+                ["raw", 3, 0, "$", "000000"]
+            ]),
+        ),
+        (
+            "HEADERS after the end",
+            json!([["headers", "$", request], ["headers", "$", request]]),
+        ),
+        (
+            "more DATA than was announced",
+            json!([
+                ["headers", "$", announced, false],
+                ["data", "$", "smug smug smug", false]
+            ]),
+        ),
+        (
             "malformed heads",
             json!([["headers", "$", [[":method", "GET"], ["X", "1"]]]]),
         ),
@@ -226,19 +260,19 @@ async fn rapid_resets_are_ended() {
     assert!(smuggled.iter().all(|seen| !seen.mentions("smug")));
 }
 
-#[tokio::test]
-async fn frames_that_do_nothing_are_bounded() {
-    let play = H2Scene::new().await;
-    let Some(mut hostile) = Hostile::start(&play).await else {
-        return;
-    };
-    let open = json!([
+/// Opens a stream that sends a body.
+fn open() -> Value {
+    json!([
         "headers",
         1,
         fields(TWO, &[(":path", Some("/flood"))], &[]),
         false
-    ]);
-    for (name, steps) in [
+    ])
+}
+
+/// What costs its sender a few bytes, fifty thousand times.
+fn idle_frames() -> Vec<(&'static str, Vec<Value>)> {
+    vec![
         (
             "SETTINGS",
             vec![json!(["raw", 4, 0, 0, "000400010000", 50_000])],
@@ -254,15 +288,15 @@ async fn frames_that_do_nothing_are_bounded() {
         ("unknown", vec![json!(["raw", 0x77, 0, 0, "", 50_000])]),
         (
             "empty DATA",
-            vec![open.clone(), json!(["raw", 0, 0, 1, "", 50_000])],
+            vec![open(), json!(["raw", 0, 0, 1, "", 50_000])],
         ),
         (
             "padded DATA",
-            vec![open.clone(), json!(["raw", 0, 8, 1, "0100", 50_000])],
+            vec![open(), json!(["raw", 0, 8, 1, "0100", 50_000])],
         ),
         (
             "WINDOW_UPDATE",
-            vec![open.clone(), json!(["raw", 8, 0, 1, "00000001", 50_000])],
+            vec![open(), json!(["raw", 8, 0, 1, "00000001", 50_000])],
         ),
         (
             "empty HEADERS",
@@ -270,6 +304,33 @@ async fn frames_that_do_nothing_are_bounded() {
                 json!(["raw", 1, 0, 1, ""]),
                 json!(["raw", 9, 0, 1, "", 50_000]),
             ],
+        ),
+        (
+            "empty CONTINUATION",
+            vec![
+                json!(["raw", 1, 0, 1, "82"]),
+                json!(["raw", 9, 0, 1, "", 50_000]),
+            ],
+        ),
+        (
+            "sizes of the table",
+            vec![
+                json!(["raw", 1, 0, 1, "20".repeat(1000)]),
+                json!(["raw", 9, 0, 1, "20".repeat(1000), 5_000]),
+            ],
+        ),
+        (
+            "sizes of the table, up and down",
+            vec![json!(["block", 1, "203fe11f".repeat(4000)])],
+        ),
+        ("Huffman's end", vec![json!(["block", 1, "0084ffffffff00"])]),
+        (
+            "acknowledged SETTINGS",
+            vec![json!(["raw", 4, 1, 0, "", 50_000])],
+        ),
+        (
+            "HEADERS of no length",
+            vec![json!(["raw", 1, 5, 1, "", 50_000])],
         ),
         (
             "CONTINUATION",
@@ -285,13 +346,22 @@ async fn frames_that_do_nothing_are_bounded() {
                 ]),
             ],
         ),
-    ] {
+    ]
+}
+
+#[tokio::test]
+async fn case_75_frames_that_do_nothing_are_bounded() {
+    let play = H2Scene::new().await;
+    let Some(mut hostile) = Hostile::start(&play).await else {
+        return;
+    };
+    for (name, steps) in idle_frames() {
         flood(&play, &mut hostile, name, 1, &steps).await;
     }
 }
 
 #[tokio::test]
-async fn half_a_head_is_not_waited_for() {
+async fn case_74_half_a_head_is_not_waited_for() {
     let short = Duration::from_millis(400);
     let play = H2Scene::with(H2Origin::echo_ok().await, |vault| {
         vault.config(|config| {
@@ -336,7 +406,7 @@ async fn half_a_head_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refused_streams_is_told_to_calm_down_or_served() {
+async fn case_73_a_flood_of_refused_streams_is_told_to_calm_down_or_served() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;

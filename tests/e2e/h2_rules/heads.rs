@@ -11,7 +11,7 @@ const MALFORMED: &[&str] = &["400", "reset"];
 const STRAY: &[&str] = &["400", "reset", "goaway"];
 
 #[tokio::test]
-async fn another_authority_is_421_on_its_stream_and_a_malformed_one_400() {
+async fn case_35_another_authority_is_421_on_its_stream_and_a_malformed_one_400() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -68,7 +68,7 @@ async fn another_authority_is_421_on_its_stream_and_a_malformed_one_400() {
 }
 
 #[tokio::test]
-async fn other_spellings_of_the_authority_reach_the_upstream_as_one() {
+async fn case_35_other_spellings_of_the_authority_reach_the_upstream_as_one() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -106,7 +106,7 @@ async fn other_spellings_of_the_authority_reach_the_upstream_as_one() {
 }
 
 #[tokio::test]
-async fn malformed_pseudo_header_fields_end_their_stream() {
+async fn case_54_malformed_pseudo_header_fields_end_their_stream() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -114,6 +114,7 @@ async fn malformed_pseudo_header_fields_end_their_stream() {
     let single: &[(&str, Option<&str>)] = &[
         (":scheme", Some("http")),
         (":scheme", Some("ftp")),
+        (":scheme", Some("HTTPS ")),
         (":scheme", Some("file")),
         (":scheme", Some("")),
         (":scheme", None),
@@ -121,6 +122,11 @@ async fn malformed_pseudo_header_fields_end_their_stream() {
         (":path", Some("")),
         (":path", Some("*")),
         (":path", Some("case")),
+        (":path", Some("*/case")),
+        (":path", Some("?case")),
+        (":path", Some(" /case")),
+        (":path", Some("/case ")),
+        (":path", Some("//evil.example.net /case")),
         (":path", Some("http://evil.example.net/case")),
         (":path", Some("https://two.example.com/case")),
         (":path", Some("evil.example.net:443")),
@@ -134,6 +140,8 @@ async fn malformed_pseudo_header_fields_end_their_stream() {
         (":method", Some("G ET")),
         (":method", Some("G\"ET")),
         (":method", Some("GET /smug HTTP/1.1\r\nx:")),
+        (":method", Some("GET\r\nx-smug: 1")),
+        (":method", Some(" GET")),
     ];
     for one in single {
         let name = format!("{one:?}");
@@ -179,7 +187,7 @@ async fn malformed_pseudo_header_fields_end_their_stream() {
 }
 
 #[tokio::test]
-async fn methods_that_reflect_or_tunnel_are_405() {
+async fn case_54_methods_that_reflect_or_tunnel_are_405() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -215,7 +223,7 @@ async fn methods_that_reflect_or_tunnel_are_405() {
 }
 
 #[tokio::test]
-async fn fields_of_the_connection_are_refused() {
+async fn case_53_fields_of_the_connection_are_refused() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -246,7 +254,7 @@ async fn fields_of_the_connection_are_refused() {
 }
 
 #[tokio::test]
-async fn stray_bytes_in_names_and_values_are_refused() {
+async fn case_53_stray_bytes_in_names_and_values_are_refused() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -270,6 +278,15 @@ async fn stray_bytes_in_names_and_values_are_refused() {
         ("x-smug\u{e9}", "1"),
         ("x(smug)", "1"),
         ("x-smug\t", "1"),
+        ("x-smug", " blank"),
+        ("x-smug", "blank "),
+        ("x-smug", "\tblank"),
+        ("x-smug", "blank\t"),
+        ("x-smug", " "),
+        ("content-length", " 0"),
+        ("content-length", "+0"),
+        ("content_length", "0"),
+        ("transfer_encoding", "chunked"),
     ] {
         let name = format!("{field:?}");
         refused(&play, &mut hostile, &name, STRAY, |host| {
@@ -315,7 +332,7 @@ async fn the_proxy_s_own_fields_stay_behind() {
 
 /// What the library lets pass or repairs by itself, and what becomes of it.
 #[tokio::test]
-async fn what_the_library_accepts_is_harmless() {
+async fn case_53_what_the_library_accepts_is_harmless() {
     let play = H2Scene::new().await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
@@ -323,9 +340,6 @@ async fn what_the_library_accepts_is_harmless() {
     let token = play.scene.token().to_owned();
     for host in [TWO, GOOD] {
         for (field, outcomes) in [
-            // RFC 9113 §8.2.1 calls blanks around a value malformed; they change nothing.
-            (("x-a", " blank "), ["200", "400", "reset"]),
-            (("x-a", "\tblank\t"), ["200", "400", "reset"]),
             (("x-a", "high-\u{ff}\u{e9}"), ["200", "400", "reset"]),
             (("x_under.score", "1"), ["200", "400", "reset"]),
             (("expect", "100-continue"), ["200", "400", "417"]),

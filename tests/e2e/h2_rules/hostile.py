@@ -190,6 +190,10 @@ class Connection:
         payload = increment.to_bytes(4, "big")
         self.step_raw(8, 0, number, payload.hex())
 
+    def step_depend(self, number):
+        """A priority by which a stream depends on itself (RFC 7540 section 5.3.1)."""
+        self.step_raw(2, 0, number, (number.to_bytes(4, "big") + b"\x10").hex())
+
     def step_raw(self, kind, flags, number, payload, count=1):
         body = bytes.fromhex(payload)
         head = len(body).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big")

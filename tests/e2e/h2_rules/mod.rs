@@ -8,6 +8,7 @@ mod floods;
 mod heads;
 mod messages;
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 
 use serde::Deserialize;
@@ -17,7 +18,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::support::clients::{client, project_file};
-use crate::support::{GOOD, H2Scene, REAL, TWO, contains, missing, program, show, within};
+use crate::support::{
+    GOOD, H2Scene, REAL, TWO, Workload, contains, missing, program, show, within,
+};
 
 /// The stream on which the last, well-behaved request of a case goes.
 const LAST: u64 = 99_001;
@@ -82,7 +85,7 @@ impl Said {
 }
 
 /// The script that writes frames.
-struct Hostile {
+pub(crate) struct Hostile {
     _child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
@@ -94,6 +97,12 @@ struct Hostile {
 impl Hostile {
     /// Starts the script with the credentials of a scene's session.
     async fn start(play: &H2Scene) -> Option<Self> {
+        let vault = &play.scene.vault;
+        Self::at(vault.plain_addr(), vault.ca_pem(), &play.scene.workload).await
+    }
+
+    /// Starts the script towards a vault that runs elsewhere.
+    pub(crate) async fn at(address: SocketAddr, ca_pem: &str, workload: &Workload) -> Option<Self> {
         let python = program("python3")?;
         let packages = project_file("tests/fixtures/clients/python");
         if !packages.join("hyperframe").exists() {
@@ -102,8 +111,7 @@ impl Hostile {
         }
         let home = tempfile::tempdir().expect("a folder");
         let ca = home.path().join("ca.pem");
-        std::fs::write(&ca, play.scene.vault.ca_pem()).expect("a file");
-        let address = play.scene.vault.plain_addr();
+        std::fs::write(&ca, ca_pem).expect("a file");
         let mut child = client(python, home.path())
             .env("PYTHONPATH", packages)
             .arg(project_file("tests/e2e/h2_rules/hostile.py"))
@@ -115,7 +123,7 @@ impl Hostile {
             .spawn()
             .expect("the script starts");
         let mut stdin = child.stdin.take().expect("its input");
-        let line = play.scene.workload.authorization().replace("\r\n", "\n");
+        let line = workload.authorization().replace("\r\n", "\n");
         stdin.write_all(line.as_bytes()).await.expect("a line");
         let stdout = BufReader::new(child.stdout.take().expect("its output")).lines();
         Some(Self {
@@ -130,6 +138,14 @@ impl Hostile {
     /// Fails the test if anything was wrong.
     fn finish(self) {
         assert!(self.faults.is_empty(), "{}", self.faults.join("\n\n"));
+    }
+
+    /// Makes one connection, whatever comes of it.
+    pub(crate) async fn play(&mut self, host: &str, steps: &[Value]) {
+        let said = self
+            .connect(&json!({ "target": format!("{host}:443"), "steps": steps }))
+            .await;
+        assert!(said.refused.is_none(), "{:?}", said.refused);
     }
 
     /// Makes one connection.
@@ -172,7 +188,7 @@ impl Hostile {
 }
 
 /// Returns the pseudo-header fields of a good request.
-fn base(host: &str, method: &str, path: &str) -> Value {
+pub(crate) fn base(host: &str, method: &str, path: &str) -> Value {
     json!([
         [":method", method],
         [":scheme", "https"],

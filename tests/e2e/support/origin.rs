@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rcgen::CertificateParams;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
+use rustls::server::ResolvesServerCert;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -259,6 +261,7 @@ impl OriginConn {
 /// How an origin is set up.
 pub(crate) struct OriginBuilder {
     ca: Arc<TestCa>,
+    shown: Option<Arc<CertifiedKey>>,
     change: fn(&mut CertificateParams),
     tls: bool,
     alpn: &'static [&'static str],
@@ -274,6 +277,12 @@ impl OriginBuilder {
     /// Changes the certificate that would be right.
     pub(crate) fn certificate(mut self, change: fn(&mut CertificateParams)) -> Self {
         self.change = change;
+        self
+    }
+
+    /// Shows this one, whatever name is asked for.
+    pub(crate) fn shows(mut self, shown: Arc<CertifiedKey>) -> Self {
+        self.shown = Some(shown);
         self
     }
 
@@ -341,16 +350,19 @@ impl OriginBuilder {
             records: Arc::default(),
             changed: watch::Sender::new(()),
         };
-        let resolver = Minting {
-            ca: self.ca,
-            change: self.change,
+        let resolver: Arc<dyn ResolvesServerCert> = match self.shown {
+            Some(shown) => Arc::new(SingleCertAndKey::from(shown)),
+            None => Arc::new(Minting {
+                ca: self.ca,
+                change: self.change,
+            }),
         };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(resolver));
+            .with_cert_resolver(resolver);
         tls.alpn_protocols = self
             .alpn
             .iter()
@@ -419,6 +431,7 @@ impl Origin {
     pub(crate) fn builder() -> OriginBuilder {
         OriginBuilder {
             ca: TestCa::shared(),
+            shown: None,
             change: |_| (),
             tls: true,
             alpn: &[],
