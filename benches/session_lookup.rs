@@ -17,7 +17,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use oshu_vault::audit::Sink;
 use oshu_vault::host::HostPort;
 use oshu_vault::id::TenantId;
-use oshu_vault::policy::{AddressRules, Catalogue, Scheme};
+use oshu_vault::policy::{AddressRules, Catalogue, Scheme, known_token_endpoints};
 use oshu_vault::seal::Keyring;
 use oshu_vault::secret::Secret;
 use oshu_vault::session::{Created, Form, Options, SecretForm, Sessions};
@@ -27,6 +27,7 @@ use tokio::runtime::Runtime;
 fn sessions() -> Sessions {
     let options = Options {
         catalogue: Arc::new(Catalogue::builtin()),
+        token_endpoints: known_token_endpoints(),
         unscoped_secrets: false,
         any_port: false,
     };

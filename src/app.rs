@@ -23,14 +23,14 @@ use crate::authority::{self, CertificateAuthority};
 use crate::config::{Config, PublicUrl, Scheme, Trust};
 use crate::host::Host;
 use crate::id::TenantId;
-use crate::policy::{AddressRules, Catalogue};
+use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
 use crate::proxy::{self, Local, LocalServer, Proxy, Upload};
 use crate::seal::Keyring;
 use crate::secret::Fingerprint;
 use crate::serve::{self, Certificates, Door, FileCertificate, Handler, Peer};
 use crate::session::{Options, Sessions};
 use crate::shutdown::Drain;
-use crate::store::Memory;
+use crate::store::Store;
 use crate::swap::Swapper;
 use crate::upstream::{self, Override, Upstream};
 use crate::web::{ApiKeys, Connection};
@@ -85,6 +85,8 @@ pub struct Parts {
     pub api_key: Fingerprint,
     /// Where audit records go.
     pub audit: Sink,
+    /// What keeps the sessions.
+    pub store: Arc<dyn Store>,
 }
 
 /// Where the service listens.
@@ -120,6 +122,7 @@ impl App {
             authority,
             api_key,
             audit,
+            store,
         } = parts;
         let drain = Drain::new();
         let doors = Doors::bind(config, &authority).await?;
@@ -131,7 +134,7 @@ impl App {
         let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
         let upstream = Arc::new(upstream.map_err(Error::Upstream)?);
         let sessions = Arc::new(Sessions::new(
-            Arc::new(Memory::default()),
+            store,
             Keyring::generate(),
             session_options(config),
             rules,
@@ -381,6 +384,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Option<()> {
 fn session_options(config: &Config) -> Options {
     Options {
         catalogue: Arc::new(Catalogue::builtin()),
+        token_endpoints: known_token_endpoints(),
         unscoped_secrets: config.danger_unscoped_secrets,
         any_port: config.dev,
     }

@@ -141,9 +141,20 @@ pub struct Places {
     pub path: bool,
     /// The body.
     pub body: bool,
+    /// The body of requests for exactly this path; see [`Self::allow_body_of`].
+    pub body_of: Option<Box<str>>,
 }
 
 impl Places {
+    /// Tells whether a token may be swapped in the body of a request for this path.
+    pub fn allow_body_of(&self, path: &[u8]) -> bool {
+        self.body
+            || self
+                .body_of
+                .as_ref()
+                .is_some_and(|own| own.as_bytes() == path)
+    }
+
     /// Tells whether a token may be swapped at the place.
     pub fn allow(&self, place: Place<'_>) -> bool {
         match place {

@@ -13,6 +13,7 @@ use oshu_vault::host::Host;
 use oshu_vault::id::TenantId;
 use oshu_vault::secret::{Fingerprint, Secret};
 use oshu_vault::session::{Form, SecretForm};
+use oshu_vault::store::Memory;
 
 use super::{HOST, Origin, SECRET, SECRET_NAME, runtime};
 
@@ -79,6 +80,7 @@ async fn app(origin_ca: std::path::PathBuf) -> (App, String) {
         authority: Arc::new(CertificateAuthority::new(root).unwrap()),
         api_key: Fingerprint::of(b"bench"),
         audit: Sink::to_writer(Box::new(std::io::sink())),
+        store: Arc::new(Memory::new()),
     };
     (App::start(&config, parts).await.unwrap(), ca_pem)
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::secret::Secret;
-use crate::session::{BAD_FIELDS_LIMIT, FieldError, Form, SecretForm};
+use crate::session::{BAD_FIELDS_LIMIT, CaptureForm, FieldError, Form, SecretForm};
 use crate::web::Json;
 
 /// What stands for a bad entry, so that the rest of the form can still be checked. A form with one
@@ -132,7 +132,7 @@ impl Walk {
                     form.passthrough_hosts = if is_whole { hosts } else { Vec::new() };
                 }
                 "scrub_responses" => form.scrub_responses = self.flag(&name, &value),
-                "capture" => self.not_available(&name, !matches!(value, Json::Null)),
+                "capture" => form.capture = self.capture(value),
                 _ => self.unknown(&name, "a session"),
             }
         }
@@ -208,6 +208,60 @@ impl Walk {
         Some(secret)
     }
 
+    /// Reads the token endpoints: each is a URL, or an object with one. Null removes all that are
+    /// named; the known ones stay.
+    fn capture(&mut self, value: Json) -> Option<Vec<CaptureForm>> {
+        let entries = match value {
+            Json::Null => return None,
+            Json::List(entries) => entries,
+            _ => {
+                self.wrong_type(
+                    "capture",
+                    "a list of URLs, or of objects with url and hosts",
+                );
+                return None;
+            }
+        };
+        let mut list = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.into_iter().enumerate() {
+            let path = format!("capture[{index}]");
+            let fields = match entry {
+                Json::Text(_) => BTreeMap::from([("url".to_owned(), entry)]),
+                Json::Object(fields) => fields,
+                _ => {
+                    self.wrong_type(path, "a URL, or an object with url");
+                    continue;
+                }
+            };
+            list.extend(self.token_endpoint(&path, fields));
+        }
+        Some(list)
+    }
+
+    fn token_endpoint(
+        &mut self,
+        path: &str,
+        fields: BTreeMap<String, Json>,
+    ) -> Option<CaptureForm> {
+        let (mut url, mut hosts, mut told) = (None, None, false);
+        for (name, value) in fields {
+            let field = format!("{path}.{name}");
+            match name.as_str() {
+                "url" => {
+                    told = !matches!(value, Json::Null | Json::Text(_));
+                    url = self.text(&field, value);
+                }
+                "hosts" => hosts = self.list(&field, value, Entries::Hosts),
+                _ => self.unknown(&field, "a token endpoint"),
+            }
+        }
+        if url.is_none() && !told {
+            let message = "the endpoint's https:// URL, a text";
+            self.fail(format!("{path}.url"), "required", message);
+        }
+        Some(CaptureForm { url: url?, hosts })
+    }
+
     fn metadata(&mut self, metadata: &mut BTreeMap<String, String>, value: Json) {
         let fields = match value {
             Json::Null => return metadata.clear(),
@@ -270,19 +324,6 @@ impl Walk {
             _ => self.wrong_type(path, "true or false"),
         }
         None
-    }
-
-    fn not_available(&mut self, path: &str, asked: bool) {
-        // What is of the wrong type was told already.
-        if asked
-            && self
-                .errors
-                .last()
-                .is_none_or(|error| !error.field.starts_with(path))
-        {
-            let message = format!("{path} is not available in this version");
-            self.fail(path, "not_available", message);
-        }
     }
 
     fn unknown(&mut self, path: &str, owner: &str) {

@@ -22,7 +22,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{ApiState, form, idempotency};
 use crate::id::SessionId;
-use crate::session::{Created, FieldError, SecretSpec, SessionHandle, Warning};
+use crate::session::{CaptureForm, Created, FieldError, SecretSpec, SessionHandle, Warning};
 use crate::web::{Caller, Failure, JsonBody, MergePatch, json, query};
 
 /// How many sessions a list has where nothing is said, and at most.
@@ -81,6 +81,23 @@ impl SecretMetadata {
     }
 }
 
+/// A token endpoint that a session names.
+#[derive(Serialize)]
+struct CaptureMetadata {
+    url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hosts: Option<Vec<String>>,
+}
+
+impl CaptureMetadata {
+    fn of(form: &CaptureForm) -> Self {
+        Self {
+            url: form.url.clone(),
+            hosts: form.hosts.clone(),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct CountersMetadata {
     exchanges: u64,
@@ -104,6 +121,8 @@ struct SessionMetadata {
     passthrough_hosts: Vec<String>,
     allow_plaintext: bool,
     scrub_responses: bool,
+    capture: Vec<CaptureMetadata>,
+    captured: Vec<String>,
     metadata: BTreeMap<String, String>,
     counters: CountersMetadata,
     version: u64,
@@ -275,6 +294,7 @@ fn describe(handle: &SessionHandle) -> Result<SessionMetadata, Failure> {
         swapped: count(&counters.swapped),
         tunnels: handle.tunnels(),
     };
+    let captured = handle.captured().iter().map(ToString::to_string).collect();
     let header_alone = || vec!["header".to_owned()];
     Ok(handle.with_form(|form, spec| SessionMetadata {
         session_id: handle.id().to_string(),
@@ -289,6 +309,13 @@ fn describe(handle: &SessionHandle) -> Result<SessionMetadata, Failure> {
         passthrough_hosts: form.passthrough_hosts.clone(),
         allow_plaintext: spec.allow_plaintext,
         scrub_responses: spec.scrub_responses,
+        capture: form
+            .capture
+            .iter()
+            .flatten()
+            .map(CaptureMetadata::of)
+            .collect(),
+        captured,
         metadata: form.metadata.clone(),
         counters,
         version: handle.version(),

@@ -57,6 +57,9 @@ impl Data {
                 line.names("scrubbed", &names);
             }
         }
+        if !self.captured.is_empty() {
+            line.names("captured", &self.captured);
+        }
         line.number("bytes_up", self.bytes_up);
         line.number("bytes_down", self.bytes_down);
         line.address("peer", self.peer);

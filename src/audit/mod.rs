@@ -151,6 +151,11 @@ impl Record {
         self.set(|data| data.found = Some(Arc::clone(found)));
     }
 
+    /// Sets the names of the tokens that were captured from the answer, as it calls them.
+    pub fn captured(&mut self, names: &[Arc<str>]) {
+        self.set(|data| data.captured = names.into());
+    }
+
     /// Reads the numbers of bytes from a meter when the record is handed over, so that they are
     /// there however the thing ended.
     pub fn meter(&mut self, traffic: &Arc<Traffic>) {
@@ -278,6 +283,7 @@ struct Data {
     swaps: Option<Swaps>,
     body: Option<Arc<BodySwaps>>,
     found: Option<Arc<Found>>,
+    captured: Box<[Arc<str>]>,
     bytes_up: Option<u64>,
     bytes_down: Option<u64>,
     traffic: Option<Arc<Traffic>>,
@@ -323,6 +329,7 @@ impl Data {
             swaps: None,
             body: None,
             found: None,
+            captured: Box::default(),
             bytes_up: None,
             bytes_down: None,
             traffic: None,

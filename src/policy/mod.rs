@@ -9,12 +9,16 @@ mod address;
 mod catalogue;
 mod cidr;
 mod class;
+mod endpoint;
 mod rule;
 
 pub use address::{AddressRules, Refused, VETTED_LIMIT, VettedAddr, vet};
 pub use catalogue::{Catalogue, Entry};
 pub use cidr::Cidr;
 pub use class::{Class, classify};
+pub use endpoint::{
+    ENDPOINT_PATH_LIMIT_BYTES, EndpointError, TokenEndpoint, TokenKind, known_token_endpoints,
+};
 pub use rule::{BadLine, EgressRules, PassthroughHosts, SecretScope};
 
 use crate::host;

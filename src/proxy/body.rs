@@ -11,10 +11,11 @@ use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
 use super::context::Lane;
+use super::exchange::path_of;
 use super::reject::Refusal;
 use super::upgrade::Upgrade;
 use crate::audit::{BodySwaps, Record};
-use crate::session::{HostView, SessionHandle};
+use crate::session::{BodyView, HostView, SessionHandle};
 use crate::swap::{
     BodyKind, BodySwap, Coding, ContentEncoding, Decoder, STEP_LIMIT_BYTES, Swapped, has_marker,
 };
@@ -41,7 +42,7 @@ const SIGNING_SCHEMES: [&[u8]; 2] = [b"aws4-", b"signature "];
 
 /// The swapping of one request's body.
 pub(super) struct BodySwapping {
-    view: Arc<HostView>,
+    view: Arc<BodyView>,
     kind: BodyKind,
     coding: Option<Coding>,
     report: Report,
@@ -62,7 +63,12 @@ impl BodySwapping {
         (view, upgrade): (&Arc<HostView>, Upgrade),
         record: &mut Record,
     ) -> Result<Option<Self>, Refusal> {
-        if !view.swaps_bodies() || upgrade != Upgrade::None || reflects(head) || is_sealed(head) {
+        // As it leaves: which is what the upstream goes by.
+        let path = path_of(head.target_text()).as_bytes();
+        let Some(view) = view.body_of(path) else {
+            return Ok(None);
+        };
+        if upgrade != Upgrade::None || reflects(head) || is_sealed(head) {
             return Ok(None);
         }
         let Some(kind) = BodyKind::of(head.fields.all("content-type")) else {
@@ -79,7 +85,7 @@ impl BodySwapping {
         let swaps = Arc::new(BodySwaps::default());
         record.body(&swaps);
         Ok(Some(Self {
-            view: Arc::clone(view),
+            view: Arc::new(view),
             kind,
             coding,
             report: Report {
@@ -269,7 +275,7 @@ struct SwapBody {
     /// Decoded, and taken up to here.
     decoded: Vec<u8>,
     taken: usize,
-    swap: BodySwap<Arc<HostView>>,
+    swap: BodySwap<Arc<BodyView>>,
     /// The tokens that were swapped and left when it was last told.
     told: (u32, u32),
     report: Option<Report>,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::After;
 use super::body::{BodySwapping, Change};
+use super::capture::Capture;
 use super::context::{Lane, Meter};
 use super::reject::{self, Refusal};
 use super::response::{self, Lost};
@@ -39,6 +40,8 @@ pub(super) struct Outgoing {
     pub(super) upgrade: Upgrade,
     /// What must not come back.
     pub(super) scrub: Option<Scrub>,
+    /// What the answer must not give away.
+    pub(super) capture: Option<Capture>,
     pub(super) version: Version,
 }
 
@@ -97,6 +100,7 @@ async fn attempt(
         view,
         upgrade,
         scrub,
+        capture,
     } = admit(lane, &mut head, target, record)?;
     let swapping = match framing {
         Framing::None | Framing::Length(0) => None,
@@ -109,6 +113,7 @@ async fn attempt(
     let mut request = prepare(head, framing, change, keep_alive, down)?;
     request.upgrade = upgrade;
     request.scrub = scrub;
+    request.capture = capture;
     // From here on the session is in use; a refused request does not renew it.
     let _in_flight = lane.handle.exchange();
     let meter = lane.meter(record);
@@ -133,6 +138,7 @@ pub(super) struct Admitted {
     pub(super) view: Arc<HostView>,
     pub(super) upgrade: Upgrade,
     pub(super) scrub: Option<Scrub>,
+    pub(super) capture: Option<Capture>,
 }
 
 /// Checks a request, cleans its head and swaps its tokens. Both protocols come through here.
@@ -158,7 +164,8 @@ pub(super) fn admit(
     }
     swap(lane, head, &view, record)?;
     let scrub = Scrub::of(&view, record, lane.proxy.config.unknown_codings);
-    if scrub.is_some() {
+    let capture = Capture::of(&view, head);
+    if scrub.is_some() || capture.is_some() {
         Scrub::ask(head);
     }
     Ok(Admitted {
@@ -166,6 +173,7 @@ pub(super) fn admit(
         view,
         upgrade,
         scrub,
+        capture,
     })
 }
 
@@ -327,6 +335,7 @@ fn prepare(
         keep_alive,
         upgrade: Upgrade::None,
         scrub: None,
+        capture: None,
     })
 }
 

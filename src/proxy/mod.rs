@@ -6,6 +6,7 @@
 
 mod body;
 mod bridge;
+mod capture;
 mod connect;
 mod context;
 mod detect;

@@ -11,6 +11,8 @@ use serde_json::json;
 
 use crate::audit::Decision;
 use crate::policy::{Denial, Refused};
+use crate::session;
+use crate::swap::CaptureError;
 use crate::upstream::{self, ProxyError};
 use crate::wire::{Connection, Error as WireError, FlowError};
 
@@ -374,6 +376,64 @@ pub(super) fn bad_answer() -> Refusal {
     )
 }
 
+/// Reports an answer that must be looked into and cannot be.
+pub(super) fn unknown_coding() -> Refusal {
+    Refusal::upstream(
+        502,
+        "content_coding_unknown",
+        "http_response_content_coding",
+        "the answer is in a content coding that cannot be scrubbed",
+    )
+}
+
+/// Reports an answer of a token endpoint that cannot be read without doubt.
+pub(super) fn unreadable_tokens(error: CaptureError) -> Refusal {
+    tracing::debug!(%error, "an answer of a token endpoint is refused");
+    Refusal::upstream(
+        502,
+        "token_answer_unreadable",
+        "http_protocol_error",
+        "the answer of the token endpoint is no plain JSON object or form, so that it may hold \
+         tokens that cannot be captured",
+    )
+}
+
+/// Reports an answer of a token endpoint that is too long to be read whole.
+pub(super) fn too_long_for_tokens() -> Refusal {
+    Refusal::upstream(
+        502,
+        "token_answer_too_large",
+        "http_response_body_size",
+        "the answer of the token endpoint is over 256 KiB",
+    )
+}
+
+/// Reports tokens that could not be made durable, so that the answer with them must not go on.
+pub(super) fn not_kept() -> Refusal {
+    Refusal::upstream(
+        503,
+        "tokens_not_kept",
+        "proxy_internal_error",
+        "the tokens of the answer cannot be kept at the moment",
+    )
+}
+
+/// Reports tokens that a session cannot take.
+pub(super) fn not_captured(error: &session::Error) -> Refusal {
+    match error {
+        session::Error::CaptureLimit => Refusal {
+            ask: Some("a new session: this one has 20 captured tokens".to_owned()),
+            ..Refusal::upstream(
+                502,
+                "too_many_captured_tokens",
+                "proxy_internal_response",
+                "the session has as many captured tokens as it may",
+            )
+        },
+        _ => not_kept(),
+    }
+}
+
 /// Reports an upstream that closed without an answer.
 pub(super) fn no_answer() -> Refusal {
     Refusal::upstream(
@@ -407,6 +467,7 @@ fn reason(status: u16) -> &'static str {
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",
+        503 => "Service Unavailable",
         504 => "Gateway Timeout",
         _ => "Error",
     }

@@ -14,6 +14,7 @@ use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::After;
+use super::capture::may_have_tokens;
 use super::context::{Lane, Meter};
 use super::exchange::{Outgoing, allowed, canonical_framing};
 use super::reject::{self, Refusal};
@@ -284,7 +285,7 @@ impl Wait {
 /// Tells whether the client has left while its request is not read any more: because all of it went
 /// up, or because the upstream takes no more of it. In the second case the client has every right
 /// to go on sending, and still waits for the answer that says why.
-fn left(
+pub(super) fn left(
     cx: &mut Context<'_>,
     down: &mut Connection,
     upload_done: bool,
@@ -299,7 +300,7 @@ fn left(
 
 /// Sends the answer on, to its end or to the end of either side.
 pub(super) async fn run(
-    lane: &Lane<'_>,
+    lane: &mut Lane<'_>,
     down: &mut Connection,
     mut lease: Lease,
     mut request: Outgoing,
@@ -310,8 +311,18 @@ pub(super) async fn run(
     let last_of_upstream = closes(&answer.fields, answer.version) || framing == Framing::UntilClose;
     let status = answer.status;
     clean_answer(&mut answer).map_err(|_rule| reject::bad_answer())?;
-    let input = &mut lease.connection.input;
-    let plan = plan(&request, &mut answer, framing, input)?;
+    let capture = request.capture.take();
+    let plan = match capture.filter(|_| framing != Framing::None && may_have_tokens(&answer)) {
+        None => plan(&request, &mut answer, framing, &mut lease.connection.input)?,
+        Some(capture) => {
+            let ends = (&mut *down, &mut lease.connection);
+            let parts = (&mut answer, framing);
+            // Boxed, so that every other exchange does not hold its room.
+            let run = Box::pin(capture.run(lane, ends, &mut request, parts, (record, meter)));
+            let whole = run.await?;
+            Plan::counted(&mut answer, whole)
+        }
+    };
     // An answer that comes before the request is through is the last one of both connections.
     let early = !request.flow.is_done();
     let keep_alive = request.keep_alive
@@ -369,6 +380,20 @@ struct Plan {
     /// The body, where it was there whole and was changed at once.
     whole: Vec<u8>,
     sent: Framing,
+}
+
+impl Plan {
+    /// Sends a body that is there whole.
+    fn counted(answer: &mut AnswerHead, whole: Vec<u8>) -> Self {
+        let length = whole.len();
+        answer.fields.append("Content-Length", length.to_string());
+        Self {
+            body: Body::counted(length),
+            change: None,
+            whole,
+            sent: Framing::Length(length as u64),
+        }
+    }
 }
 
 /// Decides how the body is written for this client, and brings the head's framing in line.

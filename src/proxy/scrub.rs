@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
+use super::reject;
 use super::reject::Refusal;
 use crate::audit::{Found, Record};
 use crate::session::HostView;
@@ -19,7 +20,7 @@ use crate::swap::{
 use crate::wire::{AnswerHead, Error, Fields, Progress, RequestHead, Transform};
 
 /// Fields that say something of the coded bytes, which nobody will see.
-const ABOUT_CODED: [&[u8]; 4] = [
+pub(super) const ABOUT_CODED: [&[u8]; 4] = [
     b"content-encoding",
     b"content-digest",
     b"content-md5",
@@ -93,7 +94,7 @@ impl Scrub {
             ContentEncoding::Identity => None,
             ContentEncoding::Coded(codings) => Some(Decoder::new(&codings)),
             ContentEncoding::Unknown if self.unknown_codings => return Ok(None),
-            ContentEncoding::Unknown => return Err(unknown_coding()),
+            ContentEncoding::Unknown => return Err(reject::unknown_coding()),
         };
         let decodes = decoder.is_some();
         answer.fields.retain(|name, _| {
@@ -110,15 +111,6 @@ impl Scrub {
             stream: ScrubStream::new(Arc::clone(&self.scrubber)),
         })))
     }
-}
-
-fn unknown_coding() -> Refusal {
-    Refusal::upstream(
-        502,
-        "content_coding_unknown",
-        "http_response_content_coding",
-        "the answer is in a content coding that cannot be scrubbed",
-    )
 }
 
 fn scrub_fields(scrubber: &Scrubber, found: &Found, fields: &mut Fields) {

@@ -146,6 +146,13 @@ impl SessionHandle {
         read(&standing.form, &standing.spec)
     }
 
+    /// Names the tokens that were captured: what each is, and which endpoint gave it.
+    pub fn captured(&self) -> Vec<Arc<str>> {
+        let standing = self.standing();
+        let captured = standing.view.captured.iter();
+        captured.map(|sealed| Arc::clone(&sealed.name)).collect()
+    }
+
     /// Returns how many tunnels are open.
     pub fn tunnels(&self) -> usize {
         self.open.tunnels()

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::Error;
+use super::capture;
 use super::credential::Credential;
 use super::handle::{Counters, SessionHandle, Standing};
 use super::life::{Clock, Life};
@@ -24,11 +25,12 @@ use super::spec::{FieldError, Form, Options, Spec, Warning};
 use super::view::{Retired, Sealed, SessionView};
 use crate::audit::{Decision, Kind, Record, Sink};
 use crate::id::{SessionId, TenantId};
-use crate::policy::AddressRules;
+use crate::policy::{AddressRules, TokenEndpoint};
 use crate::seal::Keyring;
 use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
 use crate::store::{RowKey, Store};
+use crate::swap::Token;
 use crate::upstream::Pool;
 
 /// The proof that a caller is a session's workload.
@@ -202,6 +204,54 @@ impl Sessions {
         })
     }
 
+    /// Keeps the tokens that an endpoint gave to a session's workload: durable, then live for the
+    /// next request, in open tunnels too. Returns the sealed tokens, in the order of the tokens;
+    /// those that the endpoint gave before under the same names open nothing any more.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the session is over, or does not watch the endpoint any more;
+    /// [`Error::CaptureLimit`], [`Error::Store`]. Nothing changed in each case.
+    pub async fn capture(
+        &self,
+        handle: &SessionHandle,
+        endpoint: &Arc<TokenEndpoint>,
+        given: &[Token],
+    ) -> Result<Vec<String>, Error> {
+        let _one_at_a_time = handle.changing.lock().await;
+        if handle.is_over() {
+            return Err(Error::NotFound);
+        }
+        let before = handle.standing();
+        let endpoints = &before.view.endpoints;
+        let endpoint = endpoints.iter().find(|it| it.is_same(endpoint));
+        let taken = capture::take(&before.view, endpoint.ok_or(Error::NotFound)?, given)?;
+        let now = Instant::now();
+        let mut retired: Vec<Retired> = capture::retired(taken.gone, now).collect();
+        let earlier = before.view.retired.iter().filter(|old| old.until > now);
+        retired.extend(earlier.cloned());
+        retired.truncate(RETIRED_LIMIT);
+        let view = SessionView {
+            version: before.view.version + 1,
+            captured: taken.captured,
+            retired,
+            scrubbers: Arc::default(),
+            ..SessionView::clone(&before.view)
+        };
+        let (tenant, id) = (&handle.tenant, &handle.id);
+        let form = before.form.clone();
+        self.persist(tenant, id, &form, &view, &handle.credential, handle.created)
+            .await?;
+        if handle.is_cut() {
+            return Err(Error::NotFound);
+        }
+        handle.replace(Standing {
+            form,
+            spec: before.spec.clone(),
+            view: Arc::new(view),
+        });
+        Ok(taken.tokens)
+    }
+
     /// Ends a session: cut first, then durable.
     ///
     /// # Errors
@@ -346,7 +396,7 @@ impl Sessions {
 }
 
 /// How long a value that was rotated out is still scrubbed.
-const RETIRED_FOR: Duration = Duration::from_hours(1);
+pub(super) const RETIRED_FOR: Duration = Duration::from_hours(1);
 /// How many of them, the youngest first.
 const RETIRED_LIMIT: usize = 100;
 
@@ -383,16 +433,29 @@ pub(super) fn make_view(
             secret: secret.value.clone(),
             scope: secret.scope.clone(),
             places: Arc::clone(&secret.places),
+            source: None,
         });
     }
+    let now = Instant::now();
+    let before_captured = before.map_or(&[][..], |before| &before.captured);
+    let (captured, gone) = capture::keep(before_captured, &spec.token_endpoints);
+    let mut retired: Vec<Retired> = capture::retired(gone, now).collect();
+    retired.extend(
+        before
+            .into_iter()
+            .flat_map(|before| retire(before, spec, now)),
+    );
+    retired.truncate(RETIRED_LIMIT);
     let view = SessionView {
         version,
         sealed,
+        captured,
+        endpoints: Arc::clone(&spec.token_endpoints),
         egress: spec.egress.clone(),
         passthrough: spec.passthrough.clone(),
         allow_plaintext: spec.allow_plaintext,
         scrub: spec.scrub_responses,
-        retired: before.map_or_else(Vec::new, |before| retire(before, spec, Instant::now())),
+        retired,
         scrubbers: Arc::default(),
     };
     (view, fresh)

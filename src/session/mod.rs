@@ -5,6 +5,7 @@
 //! view of a session opens sealed tokens. Called by the proxy (authenticate, open) and by the
 //! management API (create, patch, delete).
 
+mod capture;
 mod credential;
 mod handle;
 mod life;
@@ -14,6 +15,7 @@ mod record;
 mod spec;
 mod view;
 
+pub use capture::{CAPTURED_LIMIT, CaptureForm};
 pub use credential::Credential;
 pub use handle::{Counters, SessionHandle, TunnelGuard};
 pub use live::{Authenticated, Created, Patched, Sessions};
@@ -21,11 +23,14 @@ pub use quota::ExchangeGuard;
 pub use spec::{
     BAD_FIELDS_LIMIT, FieldError, Form, Options, SecretForm, SecretSpec, Spec, Warning,
 };
-pub use view::{HostView, SessionView};
+pub use view::{BodyView, HostView, SessionView};
 
 /// Says why a call on sessions failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The session has as many captured tokens as it may.
+    #[error("the session has too many captured tokens")]
+    CaptureLimit,
     /// Fields of the form are bad; every one is listed.
     #[error("fields of the session are invalid")]
     Invalid(Vec<FieldError>),

@@ -12,8 +12,9 @@ use data_encoding::BASE64;
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use super::capture::CaptureForm;
 use super::spec::Form;
-use super::view::SessionView;
+use super::view::{Sealed, SessionView};
 use crate::id::{SessionId, TenantId};
 use crate::seal::{Context, Keyring};
 use crate::secret::Fingerprint;
@@ -37,6 +38,41 @@ struct Record<'a> {
     allow_plaintext: Option<bool>,
     scrub_responses: Option<bool>,
     metadata: &'a BTreeMap<String, String>,
+    capture: Option<Vec<CaptureRecord<'a>>>,
+    captured: Vec<CapturedRecord<'a>>,
+}
+
+#[derive(Serialize)]
+struct CaptureRecord<'a> {
+    url: &'a str,
+    hosts: &'a Option<Vec<String>>,
+}
+
+impl<'a> CaptureRecord<'a> {
+    fn of(form: &'a CaptureForm) -> Self {
+        Self {
+            url: &form.url,
+            hosts: &form.hosts,
+        }
+    }
+}
+
+/// A captured token; its name says which endpoint gave it, and as what.
+#[derive(Serialize)]
+struct CapturedRecord<'a> {
+    name: &'a str,
+    value: Encoded<'a>,
+    token: String,
+}
+
+impl<'a> CapturedRecord<'a> {
+    fn of(sealed: &'a Sealed) -> Self {
+        Self {
+            name: &sealed.name,
+            value: Encoded(sealed.secret.expose()),
+            token: sealed.token.to_string(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -132,5 +168,10 @@ fn record<'a>(
         allow_plaintext: form.allow_plaintext,
         scrub_responses: form.scrub_responses,
         metadata: &form.metadata,
+        capture: form
+            .capture
+            .as_ref()
+            .map(|list| list.iter().map(CaptureRecord::of).collect()),
+        captured: view.captured.iter().map(CapturedRecord::of).collect(),
     }
 }

@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::capture;
+use super::capture::CaptureForm;
 use crate::policy::{
     BadLine, Catalogue, EgressPolicy, EgressRules, Entry, PassthroughHosts, SecretScope,
+    TokenEndpoint,
 };
 use crate::sealed_token::{Places, Prefix};
 use crate::secret::Secret;
@@ -117,6 +120,8 @@ pub struct Form {
     pub allow_plaintext: Option<bool>,
     /// Take real values out of answers; absent means yes.
     pub scrub_responses: Option<bool>,
+    /// Token endpoints beside the known ones, which are always watched.
+    pub capture: Option<Vec<CaptureForm>>,
     /// The tenant's own notes.
     pub metadata: BTreeMap<String, String>,
 }
@@ -126,6 +131,8 @@ pub struct Form {
 pub struct Options {
     /// The well-known secret names.
     pub catalogue: Arc<Catalogue>,
+    /// The well-known token endpoints.
+    pub token_endpoints: Arc<[Arc<TokenEndpoint>]>,
     /// A secret without a scope may go to every host (the operator's danger setting).
     pub unscoped_secrets: bool,
     /// An absent `allowed_egress` means any port, not 443 and 80 only (`--dev`).
@@ -168,6 +175,8 @@ pub struct Spec {
     pub allow_plaintext: bool,
     /// Take real values out of answers.
     pub scrub_responses: bool,
+    /// Where tokens are captured.
+    pub token_endpoints: Arc<[Arc<TokenEndpoint>]>,
     /// What is accepted but weakens the session.
     pub warnings: Vec<Warning>,
 }
@@ -187,7 +196,9 @@ impl Spec {
         check.counts();
         let secrets = check.secrets();
         let egress = check.egress();
+        let token_endpoints = check.token_endpoints();
         let passthrough = check.passthrough(&secrets, &egress);
+        check.watched(&token_endpoints, &passthrough);
         let (ttl, max_lifetime) = check.lifetimes();
         check.metadata();
         if !check.errors.is_empty() {
@@ -201,6 +212,7 @@ impl Spec {
             max_lifetime: Duration::from_secs(max_lifetime),
             allow_plaintext: form.allow_plaintext.unwrap_or(false),
             scrub_responses: check.scrub(),
+            token_endpoints,
             warnings: check.warnings,
         })
     }
@@ -495,6 +507,29 @@ impl Check<'_> {
         hosts
     }
 
+    fn token_endpoints(&mut self) -> Arc<[Arc<TokenEndpoint>]> {
+        let known = &self.options.token_endpoints;
+        let endpoints = capture::endpoints(self.form.capture.as_deref(), known);
+        endpoints.unwrap_or_else(|bad| {
+            let room = BAD_FIELDS_LIMIT.saturating_sub(self.errors.len());
+            self.errors.extend(bad.into_iter().take(room));
+            Arc::from([])
+        })
+    }
+
+    /// Checks that nothing is passed through unread of what the session wants to be watched.
+    fn watched(&mut self, endpoints: &[Arc<TokenEndpoint>], passthrough: &PassthroughHosts) {
+        // The named ones come first.
+        let named = self.form.capture.as_ref().map_or(0, Vec::len);
+        for (index, endpoint) in endpoints.iter().take(named).enumerate() {
+            let unread = |it: &SecretScope| passthrough.iter().any(|pattern| it.overlaps(pattern));
+            if unread(endpoint.own_scope()) || unread(endpoint.scope()) {
+                let message = "a host of it is in passthrough_hosts, where nothing is read";
+                self.fail(format!("capture[{index}]"), "overlaps_passthrough", message);
+            }
+        }
+    }
+
     fn lifetimes(&mut self) -> (u64, u64) {
         let form = self.form;
         let lifetime = form.max_lifetime_seconds.unwrap_or(MAX_LIFETIME_SECONDS);
@@ -529,7 +564,13 @@ impl Check<'_> {
         let lists = own
             .chain(&form.secret_hosts)
             .chain(&form.allowed_egress)
-            .chain([&form.passthrough_hosts]);
+            .chain([&form.passthrough_hosts])
+            .chain(
+                form.capture
+                    .iter()
+                    .flatten()
+                    .filter_map(|it| it.hosts.as_ref()),
+            );
         if lists.map(Vec::len).sum::<usize>() > HOSTS_LIMIT {
             let message = format!("at most {HOSTS_LIMIT} hosts in all lists together");
             self.fail("allowed_egress", "too_many", message);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::host::HostPort;
 use crate::policy::{
-    AddressRules, Denial, EgressPolicy, Grant, PassthroughHosts, Scheme, SecretScope,
+    AddressRules, Denial, EgressPolicy, Grant, PassthroughHosts, Scheme, SecretScope, TokenEndpoint,
 };
 use crate::sealed_token::{Place, Places, SealedToken, TokenId};
 use crate::secret::Secret;
@@ -30,6 +30,16 @@ pub(super) struct Sealed {
     pub(super) secret: Secret,
     pub(super) scope: SecretScope,
     pub(super) places: Arc<Places>,
+    /// The endpoint that gave it, for a captured token.
+    pub(super) source: Option<Arc<TokenEndpoint>>,
+}
+
+impl Sealed {
+    /// Tells whether a host knows the value, and may say it again.
+    fn is_known_to(&self, target: &HostPort) -> bool {
+        let gave = |endpoint: &Arc<TokenEndpoint>| endpoint.target() == target;
+        self.scope.covers(target) || self.source.as_ref().is_some_and(gave)
+    }
 }
 
 /// A secret that a patch took away or gave another value: its old value may still come back.
@@ -67,6 +77,10 @@ impl Scrubbers {
 pub struct SessionView {
     pub(super) version: u64,
     pub(super) sealed: Vec<Sealed>,
+    /// The tokens that were captured, the oldest first; never two of one name.
+    pub(super) captured: Vec<Sealed>,
+    /// Where tokens are captured.
+    pub(super) endpoints: Arc<[Arc<TokenEndpoint>]>,
     pub(super) egress: EgressPolicy,
     pub(super) passthrough: PassthroughHosts,
     pub(super) allow_plaintext: bool,
@@ -110,18 +124,19 @@ impl SessionView {
             Scheme::Http => (grant.cleartext(), true),
         };
         let withheld = plaintext && !self.allow_plaintext;
-        let here = self
-            .sealed
-            .iter()
-            .filter(|sealed| !withheld && sealed.scope.covers(target));
+        let all = self.sealed.iter().chain(&self.captured);
+        let here = all.filter(|sealed| !withheld && sealed.scope.covers(target));
+        let endpoints = self.endpoints.iter();
+        let endpoints = endpoints.filter(|it| !plaintext && it.target() == target);
         let tokens: HashMap<_, _> = here
             .map(|sealed| (sealed.token.id(), Entry::new(sealed)))
             .collect();
         Ok(HostView {
             version: self.version,
             grant,
-            bodies: Bodies::of(tokens.values()),
+            swaps_bodies: tokens.values().any(Entry::is_for_bodies),
             tokens,
+            endpoints: endpoints.map(Arc::clone).collect(),
             scrubber: self.scrubber(target, Instant::now()),
         })
     }
@@ -133,12 +148,13 @@ impl SessionView {
             return None;
         }
         let all = || {
-            let now_sealed = self.sealed.iter().map(|sealed| (sealed, None));
+            let now_sealed = self.sealed.iter().chain(&self.captured);
+            let now_sealed = now_sealed.map(|sealed| (sealed, None));
             let retired = self.retired.iter();
             now_sealed.chain(retired.map(|it| (&it.sealed, Some(it.until))))
         };
         let here = all().enumerate().filter(|(_, (sealed, until))| {
-            sealed.scope.covers(target) && until.is_none_or(|until| until > now)
+            sealed.is_known_to(target) && until.is_none_or(|until| until > now)
         });
         let set: Box<[usize]> = here.map(|(index, _)| index).collect();
         if set.is_empty() {
@@ -173,6 +189,11 @@ impl Entry {
             places: Arc::clone(&sealed.places),
         }
     }
+
+    /// Tells whether the secret may stand in some body.
+    fn is_for_bodies(&self) -> bool {
+        self.places.body || self.places.body_of.is_some()
+    }
 }
 
 /// What one host may see of a session: the grant, and the secrets that may go there.
@@ -181,32 +202,9 @@ pub struct HostView {
     version: u64,
     grant: Grant,
     tokens: HashMap<TokenId, Entry>,
-    bodies: Option<Bodies>,
+    swaps_bodies: bool,
+    endpoints: Box<[Arc<TokenEndpoint>]>,
     scrubber: Option<Arc<Scrubber>>,
-}
-
-/// What is known of the tokens that may stand in a body.
-#[derive(Debug)]
-struct Bodies {
-    /// Their prefixes, each once.
-    prefixes: Vec<Box<[u8]>>,
-}
-
-impl Bodies {
-    /// Collects the prefixes; nothing if no secret may stand in a body.
-    fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<Self> {
-        let mut prefixes: Vec<Box<[u8]>> = entries
-            .filter(|entry| entry.places.allow(Place::Body))
-            .map(|entry| entry.prefix.clone())
-            .collect();
-        if prefixes.is_empty() {
-            return None;
-        }
-        prefixes.retain(|prefix| !prefix.is_empty());
-        prefixes.sort_unstable();
-        prefixes.dedup();
-        Some(Self { prefixes })
-    }
 }
 
 impl HostView {
@@ -221,9 +219,34 @@ impl HostView {
         self.scrubber.as_ref()
     }
 
-    /// Tells whether a secret may stand in the bodies of requests to the host.
-    pub fn swaps_bodies(&self) -> bool {
-        self.bodies.is_some()
+    /// Returns what may be opened in the bodies of requests for a path; nothing if no secret may
+    /// stand in one.
+    pub fn body_of(self: &Arc<Self>, path: &[u8]) -> Option<BodyView> {
+        if !self.swaps_bodies {
+            return None;
+        }
+        let entries = self.tokens.values();
+        let mut prefixes: Vec<Box<[u8]>> = entries
+            .filter(|entry| entry.places.allow_body_of(path))
+            .map(|entry| entry.prefix.clone())
+            .collect();
+        if prefixes.is_empty() {
+            return None;
+        }
+        prefixes.retain(|prefix| !prefix.is_empty());
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        Some(BodyView {
+            host: Arc::clone(self),
+            path: path.into(),
+            prefixes,
+        })
+    }
+
+    /// Finds the token endpoint that may answer a request for this path.
+    pub fn endpoint(&self, path: &[u8]) -> Option<&Arc<TokenEndpoint>> {
+        let exact = self.endpoints.iter().find(|it| it.is_at(path));
+        exact.or_else(|| self.endpoints.iter().find(|it| it.answers_at(path)))
     }
 
     /// Returns the grant to reach the host.
@@ -232,16 +255,46 @@ impl HostView {
     }
 }
 
-impl Lookup for HostView {
-    fn open<'a>(&'a self, id: TokenId, before: &[u8], place: Place<'_>) -> Option<Opening<'a>> {
+impl HostView {
+    fn opening<'a>(
+        &'a self,
+        (id, before): (TokenId, &[u8]),
+        allowed: impl FnOnce(&Places) -> bool,
+    ) -> Option<Opening<'a>> {
         let entry = self.tokens.get(&id)?;
-        (before.ends_with(&entry.prefix) && entry.places.allow(place)).then_some(Opening {
+        (before.ends_with(&entry.prefix) && allowed(&entry.places)).then_some(Opening {
             prefix_length: entry.prefix.len(),
             secret: &entry.secret,
             name: &entry.name,
         })
     }
+}
+
+impl Lookup for HostView {
+    fn open<'a>(&'a self, id: TokenId, before: &[u8], place: Place<'_>) -> Option<Opening<'a>> {
+        self.opening((id, before), |places| places.allow(place))
+    }
+}
+
+/// What the body of one request may see of a session: also the secrets that may stand in the bodies
+/// of requests for its path alone.
+#[derive(Debug)]
+pub struct BodyView {
+    host: Arc<HostView>,
+    path: Box<[u8]>,
+    /// Those of the tokens that may stand there, each once.
+    prefixes: Vec<Box<[u8]>>,
+}
+
+impl Lookup for BodyView {
+    fn open<'a>(&'a self, id: TokenId, before: &[u8], place: Place<'_>) -> Option<Opening<'a>> {
+        self.host.opening((id, before), |places| match place {
+            Place::Body => places.allow_body_of(&self.path),
+            other => places.allow(other),
+        })
+    }
+
     fn body_prefixes(&self) -> &[Box<[u8]>] {
-        self.bodies.as_ref().map_or(&[], |bodies| &bodies.prefixes)
+        &self.prefixes
     }
 }

@@ -10,6 +10,7 @@
 
 mod basic;
 mod body;
+mod capture;
 mod coding;
 mod headers;
 mod scrub;
@@ -28,6 +29,7 @@ use crate::secret::Secret;
 use crate::wire::RequestHead;
 
 pub use body::{BodyKind, BodySwap, has_marker};
+pub use capture::{Error as CaptureError, TOKEN_LIMIT_BYTES, Token, TokenAnswer};
 pub use coding::{
     CODINGS_LIMIT, Coding, ContentEncoding, Decoder, Error as CodingError, GRACE_BYTES,
     RATIO_LIMIT, STEP_LIMIT_BYTES, reduce_accept_encoding,

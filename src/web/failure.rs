@@ -83,6 +83,8 @@ impl From<Error> for Failure {
         match error {
             Error::Invalid(errors) => Self::Invalid(errors),
             Error::NotFound => Self::NotFound,
+            // Nothing is captured for a caller of the API.
+            Error::CaptureLimit => Self::Internal(error.into()),
             Error::Store(_) => Self::Store(error),
         }
     }

@@ -1,16 +1,17 @@
-//! Claude Code itself behind `run`: it works, and holds no key.
+//! Claude Code itself behind `run`, and behind a session: it works, and holds no key.
 //!
-//! The real key stands in the environment of `run` alone. What Claude Code is given, what it
+//! The real key stands in the environment of `run` alone, or in the session. What Claude Code is given, what it
 //! writes into its home, and what its tools can see are searched for it.
 
 use std::path::Path;
 
-use serde_json::Value;
+use oshu_vault_sdk::{CreateSession, SecretSpec};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::clients::{claude, client, expect_not_under, files_under, reveals, run};
-use crate::support::{ANSWER, Anthropic, TestCa, contains};
+use crate::support::{ANSWER, Anthropic, Login, TestCa, Vault, contains, show};
 
 const REAL_KEY: &str = "sk-ant-api03-CANARY-0123456789-abcdefghijklmnop";
 
@@ -161,4 +162,108 @@ async fn a_tool_of_claude_code_sees_no_key() {
         "the tool's result did not travel"
     );
     expect_not_under(&place.home(), REAL_KEY);
+}
+
+#[tokio::test]
+async fn an_expired_login_is_refreshed_and_no_token_comes_back() {
+    const LOGIN: Login = Login {
+        refresh: "sk-ant-ort01-CANARY-first-refresh-0123456789",
+        next_access: "sk-ant-oat01-CANARY-second-access-0123456789",
+        next_refresh: "sk-ant-ort01-CANARY-second-refresh-0123456789",
+    };
+    const ISSUER: &str = "platform.claude.com";
+    let Some(claude) = claude() else { return };
+    let (place, upstream) = (Place::new(), Anthropic::with_login(LOGIN).await);
+    let vault = Vault::builder()
+        .resolve(Anthropic::HOST, upstream.addr())
+        .resolve(ISSUER, upstream.addr())
+        .start()
+        .await;
+    let access = SecretSpec::new(REAL_KEY).hosts([Anthropic::HOST]);
+    let refresh = SecretSpec::new(LOGIN.refresh).hosts([ISSUER]);
+    let request = CreateSession::new()
+        .secret("ACCESS", access.prefix("sk-ant-oat01-"))
+        .secret("REFRESH", refresh.inject(["body"]).prefix("sk-ant-ort01-"))
+        .allowed_egress([Anthropic::HOST, ISSUER]);
+    let session = vault.session(&request).await;
+    let folder = place.home().join(".claude");
+    std::fs::create_dir(&folder).expect("a folder");
+    let file = folder.join(".credentials.json");
+    let login = |expires: u64| {
+        json!({ "claudeAiOauth": {
+            "accessToken": session.sealed_secrets["ACCESS"],
+            "refreshToken": session.sealed_secrets["REFRESH"],
+            "expiresAt": expires,
+            "scopes": ["user:inference", "user:profile"],
+            "subscriptionType": "max",
+        }})
+    };
+    let held = |name: &str| {
+        let text = std::fs::read(&file).expect("the login");
+        let login: Value = serde_json::from_slice(&text).expect("JSON");
+        let token = login["claudeAiOauth"][name].as_str().map(ToOwned::to_owned);
+        token.unwrap_or_else(|| panic!("no {name} in {login}"))
+    };
+    std::fs::write(&file, login(1_000_000_000_000).to_string()).expect("a file");
+    let ca = place.folder.path().join("vault-ca.pem");
+    std::fs::write(&ca, vault.ca_pem()).expect("a file");
+    let say_hello = async || {
+        let mut command = client(&claude, &place.home());
+        command
+            .env("HTTPS_PROXY", vault.proxy_url(&session))
+            .env("NODE_EXTRA_CA_CERTS", &ca)
+            .args(["-p", "say hello"]);
+        let said = run("claude", &mut command).await;
+        said.expect_success("claude");
+        assert_eq!(said.stdout.trim(), ANSWER);
+    };
+    say_hello().await;
+    // It refreshed, and went on with what it was given.
+    upstream.expect_messages(1, "authorization", &format!("Bearer {}", LOGIN.next_access));
+    let bytes = upstream.bytes();
+    assert!(
+        contains(&bytes, "POST /v1/oauth/token "),
+        "{}",
+        show(&bytes)
+    );
+    let (next_access, next_refresh) = (held("accessToken"), held("refreshToken"));
+    assert!(
+        next_access.starts_with("sk-ant-oat01-SEALED_"),
+        "{next_access}"
+    );
+    assert!(
+        next_refresh.starts_with("sk-ant-ort01-SEALED_"),
+        "{next_refresh}"
+    );
+    assert_ne!(next_access, session.sealed_secrets["ACCESS"]);
+    // What it wrote down works the next time as well.
+    say_hello().await;
+    upstream.expect_messages(2, "authorization", &format!("Bearer {}", LOGIN.next_access));
+    let refreshes = || {
+        let bytes = upstream.bytes();
+        let text = String::from_utf8_lossy(&bytes);
+        text.matches("POST /v1/oauth/token ").count()
+    };
+    assert_eq!(
+        refreshes(),
+        1,
+        "a token that is not expired is used as it is"
+    );
+    // Nor is it the first refresh token alone that can be exchanged.
+    let text = std::fs::read(&file).expect("the login");
+    let mut login: Value = serde_json::from_slice(&text).expect("JSON");
+    login["claudeAiOauth"]["expiresAt"] = json!(1_000_000_000_000_u64);
+    std::fs::write(&file, login.to_string()).expect("a file");
+    say_hello().await;
+    assert_eq!(refreshes(), 2);
+    let bytes = upstream.bytes();
+    assert!(contains(&bytes, LOGIN.next_refresh), "{}", show(&bytes));
+    for real in [
+        REAL_KEY,
+        LOGIN.refresh,
+        LOGIN.next_access,
+        LOGIN.next_refresh,
+    ] {
+        expect_not_under(&place.home(), real);
+    }
 }

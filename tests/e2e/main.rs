@@ -23,6 +23,7 @@ mod audit;
 mod authority;
 mod binary;
 mod bodies;
+mod capture;
 mod claude;
 mod clients;
 mod connect;

@@ -25,5 +25,7 @@ mod session;
 
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, FieldError, Problem};
-pub use request::{CreateSession, ListSessions, SecretInput, SecretSpec, UpdateSession};
+pub use request::{
+    CaptureEndpoint, CreateSession, ListSessions, SecretInput, SecretSpec, UpdateSession,
+};
 pub use session::{CreatedSession, Session, SessionPage, SessionSecret};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::redact::MARK;
@@ -118,6 +118,46 @@ impl fmt::Debug for SecretSpec {
     }
 }
 
+/// An OAuth token endpoint whose tokens stay at the server: the workload gets sealed ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CaptureEndpoint {
+    /// The endpoint's URL, `https://` and exact.
+    pub url: String,
+    /// The only hosts that its tokens may go to; none for the endpoint's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Vec<String>>,
+}
+
+impl CaptureEndpoint {
+    /// Makes an endpoint whose tokens may go to its own host.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            hosts: None,
+        }
+    }
+
+    /// Sets the only hosts that its tokens may go to.
+    #[must_use]
+    pub fn hosts(mut self, hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.hosts = Some(list(hosts));
+        self
+    }
+}
+
+impl From<&str> for CaptureEndpoint {
+    fn from(url: &str) -> Self {
+        Self::new(url)
+    }
+}
+
+impl From<String> for CaptureEndpoint {
+    fn from(url: String) -> Self {
+        Self::new(url)
+    }
+}
+
 /// A session to create; a field that is none is left to the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CreateSession {
@@ -147,6 +187,9 @@ pub struct CreateSession {
     /// Replace secrets in answers by their sealed tokens; the default is true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scrub_responses: Option<bool>,
+    /// Token endpoints whose tokens stay at the server, beside those that it knows itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Vec<CaptureEndpoint>>,
     /// Free labels of the caller; never put a secret here, they are shown when listed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -218,6 +261,17 @@ impl CreateSession {
     #[must_use]
     pub fn scrub_responses(mut self, scrub: bool) -> Self {
         self.scrub_responses = Some(scrub);
+        self
+    }
+
+    /// Sets the token endpoints whose tokens stay at the server, beside those that it knows itself:
+    /// URLs, or [`CaptureEndpoint`]s.
+    #[must_use]
+    pub fn capture(
+        mut self,
+        endpoints: impl IntoIterator<Item = impl Into<CaptureEndpoint>>,
+    ) -> Self {
+        self.capture = Some(endpoints.into_iter().map(Into::into).collect());
         self
     }
 
@@ -329,6 +383,14 @@ impl UpdateSession {
     #[must_use]
     pub fn scrub_responses(self, scrub: bool) -> Self {
         self.set("scrub_responses", scrub)
+    }
+
+    /// Sets the token endpoints whose tokens stay at the server. Those of an endpoint that is not
+    /// named any more open nothing from then on.
+    #[must_use]
+    pub fn capture(self, endpoints: impl IntoIterator<Item = impl Into<CaptureEndpoint>>) -> Self {
+        let endpoints = endpoints.into_iter().map(|it| json!(it.into()));
+        self.set("capture", endpoints.collect::<Value>())
     }
 
     /// Sets a label.
@@ -462,6 +524,10 @@ mod tests {
             .passthrough_hosts(["p.example"])
             .allow_plaintext(false)
             .scrub_responses(true)
+            .capture([
+                CaptureEndpoint::new("https://idp.example/t").hosts(["a.example"]),
+                "https://idp.example/u".into(),
+            ])
             .metadata("sandbox", "sb_1");
         assert_eq!(
             serde_json::to_value(&request).unwrap(),
@@ -483,6 +549,10 @@ mod tests {
                 "passthrough_hosts": ["p.example"],
                 "allow_plaintext": false,
                 "scrub_responses": true,
+                "capture": [
+                    {"url": "https://idp.example/t", "hosts": ["a.example"]},
+                    {"url": "https://idp.example/u"},
+                ],
                 "metadata": { "sandbox": "sb_1" },
             })
         );
@@ -551,6 +621,7 @@ mod tests {
                     .passthrough_hosts(["p"])
                     .allow_plaintext(true)
                     .scrub_responses(false)
+                    .capture(["https://idp.example/t"])
                     .metadata("a", "1")
                     .remove_metadata("b")
                     .set("invented_later", 7),
@@ -562,6 +633,7 @@ mod tests {
                     "passthrough_hosts": ["p"],
                     "allow_plaintext": true,
                     "scrub_responses": false,
+                    "capture": [{"url": "https://idp.example/t"}],
                     "metadata": { "a": "1", "b": null },
                     "invented_later": 7,
                 }),

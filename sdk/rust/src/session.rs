@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::redact::MARK;
+use crate::request::CaptureEndpoint;
 
 /// The answer to a creation: the only time the credential is shown.
 #[derive(Clone, Deserialize, PartialEq, Eq)]
@@ -87,6 +88,12 @@ pub struct Session {
     pub allow_plaintext: bool,
     /// Whether secrets in answers are replaced by their sealed tokens.
     pub scrub_responses: bool,
+    /// Token endpoints whose tokens stay at the server, beside those that it knows itself.
+    #[serde(default)]
+    pub capture: Vec<CaptureEndpoint>,
+    /// The tokens that stayed there: what each is, and which endpoint gave it.
+    #[serde(default)]
+    pub captured: Vec<String>,
     /// Labels of the caller.
     #[serde(default)]
     pub metadata: BTreeMap<String, Value>,
@@ -123,6 +130,8 @@ impl fmt::Debug for Session {
             .field("passthrough_hosts", &self.passthrough_hosts)
             .field("allow_plaintext", &self.allow_plaintext)
             .field("scrub_responses", &self.scrub_responses)
+            .field("capture", &self.capture)
+            .field("captured", &self.captured)
             .field("metadata", &self.metadata)
             .field("counters", &self.counters)
             .field("sealed_secrets", &self.sealed_secrets.keys())
@@ -185,7 +194,8 @@ mod tests {
                 "max_lifetime_seconds":120,"secrets":[{"name":"A","hosts":["a.example"],
                 "inject":["header"]},{"name":"B","hosts":null}],"secret_hosts":["s.example"],
                 "allowed_egress":[],"inject":["header","query"],"passthrough_hosts":["p.example"],
-                "allow_plaintext":true,"scrub_responses":true,"metadata":{"sandbox":"sb_1"},
+                "allow_plaintext":true,"scrub_responses":true,"capture":[{"url":"https://i.example/t"}],
+                "captured":["access_token@i.example/t"],"metadata":{"sandbox":"sb_1"},
                 "counters":{"requests":3,"later":{"x":1}},"sealed_secrets":{"A":"SEALED_CANARY"},
                 "warnings":["w"],"invented_later":[{}]}"#,
         )
@@ -196,6 +206,8 @@ mod tests {
         );
         assert_eq!(whole.secrets[1].hosts, None);
         assert_eq!(whole.allowed_egress, Some(vec![]));
+        assert_eq!(whole.capture, [CaptureEndpoint::new("https://i.example/t")]);
+        assert_eq!(whole.captured, ["access_token@i.example/t"]);
         assert_eq!(whole.metadata["sandbox"], "sb_1");
         assert_eq!(whole.counter("requests"), Some(3));
         assert_eq!(whole.counter("later"), None);

@@ -17,6 +17,7 @@ export {
 } from "./errors.js";
 export type { ErrorDetails, FieldError } from "./errors.js";
 export type {
+  CaptureEndpoint,
   ClientOptions,
   CreatedSession,
   CreateSessionOptions,

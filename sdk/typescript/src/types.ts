@@ -32,6 +32,14 @@ export interface SecretSpec {
   prefix?: string;
 }
 
+/** An OAuth token endpoint whose tokens stay at the server: the workload gets sealed ones. */
+export interface CaptureEndpoint {
+  /** The endpoint's URL, `https:` and exact. */
+  url: string;
+  /** The only hosts that its tokens may go to; default: the endpoint's own. */
+  hosts?: readonly string[];
+}
+
 /** What `createSession` takes. */
 export interface CreateSessionRequest {
   /** Secrets by name: the value alone, or the value with its own settings. */
@@ -52,6 +60,8 @@ export interface CreateSessionRequest {
   allow_plaintext?: boolean;
   /** Replace secrets in answers by their sealed tokens; the default is true. */
   scrub_responses?: boolean;
+  /** Token endpoints whose tokens stay at the server, beside those that it knows itself. */
+  capture?: readonly (string | CaptureEndpoint)[] | null;
   /** Free labels of the caller; never put a secret here, they are shown when listed. */
   metadata?: Readonly<Record<string, string>>;
 }
@@ -121,6 +131,10 @@ export interface Session {
   allow_plaintext: boolean;
   /** Whether secrets in answers are replaced by their sealed tokens. */
   scrub_responses: boolean;
+  /** Token endpoints whose tokens stay at the server, beside those that it knows itself. */
+  capture: CaptureEndpoint[];
+  /** The tokens that stayed there: what each is, and which endpoint gave it. */
+  captured: string[];
   /** Labels of the caller. */
   metadata: Record<string, string>;
   /** Counts since the session began. */
@@ -188,6 +202,8 @@ export interface SessionPatch {
   allow_plaintext?: boolean | null;
   /** Replace secrets in answers by their sealed tokens. */
   scrub_responses?: boolean | null;
+  /** Token endpoints; the tokens of one that is not named any more open nothing from then on. */
+  capture?: readonly (string | CaptureEndpoint)[] | null;
   /** Labels to set or, with null, remove. */
   metadata?: Readonly<Record<string, string | null>> | null;
 }

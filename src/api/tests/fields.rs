@@ -144,7 +144,30 @@ async fn a_bad_field_of_a_session_is_named() {
             beside("scrub_responses", json!(1)),
             "scrub_responses wrong_type",
         ),
-        (beside("capture", json!({})), "capture not_available"),
+        (beside("capture", json!({})), "capture wrong_type"),
+        (
+            beside("capture", json!(["https://a.example/t", 1])),
+            "capture[1] wrong_type",
+        ),
+        (beside("capture", json!(["t"])), "capture[0].url bad_url"),
+        (
+            beside("capture", json!([{"hosts": ["a.example"]}])),
+            "capture[0].url required",
+        ),
+        (
+            beside(
+                "capture",
+                json!([{"url": "https://a.example/t", "host": []}]),
+            ),
+            "capture[0].host unknown_field",
+        ),
+        (
+            beside(
+                "capture",
+                json!([{"url": "https://a.example/t", "hosts": []}]),
+            ),
+            "capture[0].hosts secret_unscoped",
+        ),
         (
             beside("allowed_egres", json!([])),
             "allowed_egres unknown_field",

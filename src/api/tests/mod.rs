@@ -22,7 +22,7 @@ use tower_service::Service;
 use crate::api::{Addresses, ApiState, Certificates, router};
 use crate::audit::Sink;
 use crate::id::TenantId;
-use crate::policy::{AddressRules, Catalogue};
+use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
 use crate::seal::Keyring;
 use crate::secret::Fingerprint;
 use crate::session::{Options, Sessions};
@@ -92,6 +92,7 @@ impl Answer {
 fn state(drain: &Drain) -> ApiState {
     let options = Options {
         catalogue: Arc::new(Catalogue::builtin()),
+        token_endpoints: known_token_endpoints(),
         unscoped_secrets: false,
         any_port: false,
     };

@@ -76,6 +76,8 @@ async fn metadata_has_every_field_and_no_secret() {
         "passthrough_hosts": [],
         "allow_plaintext": false,
         "scrub_responses": true,
+        "capture": [],
+        "captured": [],
         "metadata": {"sandbox": "sb_1"},
         "counters": {"exchanges": 0, "denied": 0, "swapped": 0, "tunnels": 0},
         "version": 1,

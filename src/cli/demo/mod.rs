@@ -31,6 +31,7 @@ use crate::id::{TenantId, fill_random};
 use crate::policy::Cidr;
 use crate::secret::{Fingerprint, Secret};
 use crate::session::{Created, Form, SecretForm};
+use crate::store::Memory;
 
 use origin::Origin;
 use story::{API, EVIL, PASTE, Story};
@@ -173,6 +174,7 @@ async fn vault(trusted: PathBuf, hosts: [(&str, SocketAddr); 2]) -> Result<App, 
         authority: Arc::new(authority("Oshu Vault demo")?),
         api_key: Fingerprint::of(generate_key().expose()),
         audit: Sink::discard(),
+        store: Arc::new(Memory::new()),
     };
     App::start(&config, parts)
         .await

@@ -26,6 +26,7 @@ use crate::host::HostPattern;
 use crate::id::{SessionId, TenantId};
 use crate::secret::Fingerprint;
 use crate::session::{Error, Form, SecretForm};
+use crate::store::Memory;
 
 /// The common name of a private proxy's root.
 const ROOT_NAME: &str = "Oshu Vault run";
@@ -116,6 +117,7 @@ pub(super) async fn open_private(run: &Run, secrets: &[Known]) -> Result<Opened,
             Some(path) => audit_file(path)?,
             None => Sink::discard(),
         },
+        store: Arc::new(Memory::new()),
     };
     let app = App::start(&config, parts)
         .await

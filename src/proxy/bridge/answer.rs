@@ -35,6 +35,55 @@ pub(super) enum Source {
     Own(Bytes),
 }
 
+impl Source {
+    /// Gets the next frame of the body as it comes. Why it ended early is told in the ledger.
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        ledger: &mut Ledger,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Own(text) if text.is_empty() => Poll::Ready(None),
+            Self::Own(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Self::Http1(crossing) => {
+                let piece = ready!(crossing.poll_piece(cx));
+                Poll::Ready(piece.map(|piece| told(piece, ledger)))
+            }
+            Self::Fed(feed) => {
+                let piece = ready!(feed.poll_piece(cx));
+                Poll::Ready(piece.map(|piece| told(piece, ledger)))
+            }
+            Self::Http2(body, _place) => {
+                let frame = match ready!(body.poll_frame(cx)) {
+                    Some(Ok(frame)) => frame,
+                    None => return Poll::Ready(None),
+                    Some(Err(error)) => {
+                        return Poll::Ready(Some(Err(cut(error.as_ref(), ledger))));
+                    }
+                };
+                match frame.into_trailers() {
+                    Err(data) => Poll::Ready(Some(Ok(data))),
+                    Ok(trailers) => Poll::Ready(Some(cleaned(&trailers).map_err(Into::into))),
+                }
+            }
+        }
+    }
+}
+
+/// Notes that the upstream ended the body early; returns the error that resets the stream.
+fn cut(error: &(dyn std::error::Error + 'static), ledger: &mut Ledger) -> BodyError {
+    ledger.settle(Decision::Failed, "upstream_cut");
+    let mut source = Some(error);
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref::<h2::Error>() {
+            let given = cause.reason().filter(|_| cause.is_reset());
+            return reset_error(given.unwrap_or(h2::Reason::INTERNAL_ERROR));
+        }
+        source = cause.source();
+    }
+    reset_error(h2::Reason::INTERNAL_ERROR)
+}
+
 /// The body of an answer, with what must be told when it ends.
 pub(super) struct AnswerBody {
     source: Source,
@@ -74,14 +123,17 @@ impl AnswerBody {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             match &mut self.change {
-                None => return self.poll_source(cx),
+                None => return self.source.poll_frame(cx, &mut self.ledger),
                 Some(change) => match change.next() {
                     Some(frame) => return Poll::Ready(Some(frame.map_err(Into::into))),
                     None if !change.is_hungry() => return Poll::Ready(None),
                     None => {}
                 },
             }
-            let frame = match (self.poll_source(cx), &mut self.change) {
+            let frame = match (
+                self.source.poll_frame(cx, &mut self.ledger),
+                &mut self.change,
+            ) {
                 (Poll::Ready(frame), _) => frame.transpose(),
                 (Poll::Pending, Some(change)) => {
                     return change.poll_release(cx).map(|frame| Some(Ok(frame)));
@@ -94,49 +146,6 @@ impl AnswerBody {
                 (Err(error), _) => return Poll::Ready(Some(Err(error))),
             }
         }
-    }
-
-    fn poll_source(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.source {
-            Source::Own(text) if text.is_empty() => Poll::Ready(None),
-            Source::Own(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
-            Source::Http1(crossing) => {
-                let piece = ready!(crossing.poll_piece(cx));
-                Poll::Ready(piece.map(|piece| told(piece, &mut self.ledger)))
-            }
-            Source::Fed(feed) => {
-                let piece = ready!(feed.poll_piece(cx));
-                Poll::Ready(piece.map(|piece| told(piece, &mut self.ledger)))
-            }
-            Source::Http2(body, _place) => {
-                let frame = match ready!(body.poll_frame(cx)) {
-                    Some(Ok(frame)) => frame,
-                    None => return Poll::Ready(None),
-                    Some(Err(error)) => return Poll::Ready(Some(Err(self.cut(error.as_ref())))),
-                };
-                match frame.into_trailers() {
-                    Err(data) => Poll::Ready(Some(Ok(data))),
-                    Ok(trailers) => Poll::Ready(Some(cleaned(&trailers).map_err(Into::into))),
-                }
-            }
-        }
-    }
-
-    /// Notes that the upstream ended the body early; returns the error that resets the stream.
-    fn cut(&mut self, error: &(dyn std::error::Error + 'static)) -> BodyError {
-        self.ledger.settle(Decision::Failed, "upstream_cut");
-        let mut source = Some(error);
-        while let Some(cause) = source {
-            if let Some(cause) = cause.downcast_ref::<h2::Error>() {
-                let given = cause.reason().filter(|_| cause.is_reset());
-                return reset_error(given.unwrap_or(h2::Reason::INTERNAL_ERROR));
-            }
-            source = cause.source();
-        }
-        reset_error(h2::Reason::INTERNAL_ERROR)
     }
 }
 

@@ -14,6 +14,7 @@ mod pace;
 mod pieces;
 mod upload;
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Decision;
 use crate::policy::Scheme;
 use crate::proxy::body::BodySwapping;
+use crate::proxy::capture;
+use crate::proxy::capture::Capture;
 use crate::proxy::context::{Lane, Lanes};
 use crate::proxy::exchange::{Admitted, admit, repeatable};
 use crate::proxy::reject::{self, Refusal};
@@ -254,6 +257,7 @@ async fn attempt(
         view,
         upgrade,
         scrub,
+        capture,
     } = admit(lane, &mut head, None, ledger.record())?;
     // Interim answers are absorbed here: neither side may wait for one.
     head.fields
@@ -279,14 +283,22 @@ async fn attempt(
     ledger.leaves(lane);
     let upstream = &lane.proxy.upstream;
     let route = upstream.route(lane.handle.pool(), view.grant()).await;
-    let (mut answer, source) = match route.map_err(|error| no_route(&error))? {
+    let (mut answer, mut source) = match route.map_err(|error| no_route(&error))? {
         Route::Http1(lease) => {
             let crossing = Crossing::new(outgoing, framing);
             crossing.run(lane, &view, *lease, ledger).await?
         }
         Route::Http2(place) => over_http2(lane, &view, place, outgoing, ledger).await?,
     };
-    let change = scrubbed(scrub, &mut answer, &source)?;
+    let has_body = !answer::is_over(&source);
+    let change = match capture.filter(|_| has_body && capture::may_have_tokens(&answer)) {
+        None => scrubbed(scrub, &mut answer, &source)?,
+        Some(capture) => {
+            let run = captured(lane, ledger, &capture, (&mut answer, source), scrub);
+            source = Box::pin(run).await?;
+            None
+        }
+    };
     let counters = lane.handle.counters();
     counters.exchanges.fetch_add(1, Ordering::Relaxed);
     ledger.record().status(answer.status);
@@ -330,6 +342,28 @@ fn scrubbed(
         return Ok(None);
     }
     Ok(scrub.body(answer)?.map(|change| Changed::new(change)))
+}
+
+/// Reads the answer of a token endpoint whole, and captures from it.
+async fn captured(
+    lane: &mut Lane<'_>,
+    ledger: &mut Ledger,
+    capture: &Capture,
+    (answer, mut source): (&mut AnswerHead, Source),
+    scrub: Option<Scrub>,
+) -> Result<Source, Failure> {
+    let mut gather = capture::Gather::new(answer)?;
+    while let Some(frame) = poll_fn(|cx| source.poll_frame(cx, ledger)).await {
+        let frame = frame.map_err(|_told| reject::bad_answer())?;
+        if let Some(data) = frame.data_ref() {
+            gather.push(data)?;
+        }
+    }
+    let told = (ledger.record(), scrub);
+    let body = capture.settle(lane, answer, gather.finish()?, told).await?;
+    let length = body.len().to_string();
+    answer.fields.append("content-length", length);
+    Ok(Source::Own(body.into()))
 }
 
 /// Refuses a scheme that is not the tunnel's.

@@ -3,6 +3,7 @@
 //! The tests stand beside it, by what they are about. No test sleeps: time is moved by hand, and
 //! what must happen at once is held at the store until the other side is there.
 
+mod captures;
 mod endings;
 mod live;
 mod patches;
@@ -25,12 +26,14 @@ use tokio::sync::Semaphore;
 use crate::audit::Sink;
 use crate::host::HostPort;
 use crate::id::TenantId;
-use crate::policy::{AddressRules, Catalogue, Scheme};
+use crate::policy::{AddressRules, Catalogue, Scheme, known_token_endpoints};
 use crate::seal::Keyring;
 use crate::sealed_token::{MARKER, Place, TokenId};
 use crate::secret::Secret;
 use crate::session::life::Clock;
-use crate::session::{Created, Form, HostView, Options, SecretForm, SessionHandle, Sessions};
+use crate::session::{
+    CaptureForm, Created, Form, HostView, Options, SecretForm, SessionHandle, Sessions,
+};
 use crate::store::{BoxFuture, Error, Memory, Row, RowKey, Store};
 use crate::swap::Lookup;
 
@@ -95,6 +98,7 @@ fn one_secret() -> Form {
 fn options() -> Options {
     Options {
         catalogue: Arc::clone(&CATALOGUE),
+        token_endpoints: known_token_endpoints(),
         unscoped_secrets: false,
         any_port: false,
     }

@@ -57,6 +57,10 @@ fn full() -> Form {
         max_lifetime_seconds: Some(3600),
         allow_plaintext: Some(true),
         scrub_responses: Some(false),
+        capture: Some(vec![CaptureForm {
+            url: "https://idp.example.com/token".to_owned(),
+            hosts: None,
+        }]),
         metadata: [("canary-key".to_owned(), "canary-note".to_owned())].into(),
         ..form([("OWN", own), ("PLAIN", secret("canary-\u{e9}\"\\\t"))])
     }
@@ -132,6 +136,8 @@ async fn the_row_holds_the_whole_session() {
         "allow_plaintext": true,
         "scrub_responses": false,
         "metadata": {"canary-key": "canary-note"},
+        "capture": [{"url": "https://idp.example.com/token", "hosts": null}],
+        "captured": [],
     });
     assert_eq!(record, expected);
     assert!(!record.to_string().contains(created.credential.expose()));

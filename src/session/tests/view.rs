@@ -89,7 +89,8 @@ async fn a_token_opens_in_its_places_only() {
             let expected = allowed.contains(&place);
             assert_eq!(opened.is_some(), expected, "{inject:?} {place:?}");
         }
-        assert_eq!(view.swaps_bodies(), allowed.contains(&Place::Body));
+        let body = Arc::new(view).body_of(b"/");
+        assert_eq!(body.is_some(), allowed.contains(&Place::Body));
     }
 }
 
@@ -113,18 +114,21 @@ async fn only_prefixes_of_tokens_that_may_stand_in_a_body_are_told() {
         ]))
         .await;
     let prefixes = |host: &str, scheme| {
-        let view = view(&created, host, scheme);
+        let view = Arc::new(view(&created, host, scheme)).body_of(b"/any/path")?;
         let prefixes = view.body_prefixes().iter();
-        let prefixes: Vec<_> = prefixes.map(|it| it.escape_ascii().to_string()).collect();
-        (view.swaps_bodies(), prefixes)
+        Some(
+            prefixes
+                .map(|it| it.escape_ascii().to_string())
+                .collect::<Vec<_>>(),
+        )
     };
-    let expected = (true, vec!["a_".to_owned(), "b_".to_owned()]);
+    let expected = Some(vec!["a_".to_owned(), "b_".to_owned()]);
     assert_eq!(prefixes("api.example.com:443", Scheme::Https), expected);
     for (host, scheme) in [
         ("else.example.com:443", Scheme::Https),
         ("api.example.com:80", Scheme::Http),
     ] {
-        assert_eq!(prefixes(host, scheme), (false, vec![]), "{host}");
+        assert_eq!(prefixes(host, scheme), None, "{host}");
     }
 }
 

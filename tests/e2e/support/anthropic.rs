@@ -14,6 +14,14 @@ use super::{Origin, OriginConn, Request};
 /// The text of every answer.
 pub(crate) const ANSWER: &str = "Hello from the stand-in of the API.";
 
+/// Whose refresh tokens the stand-in knows, and what it gives for them.
+#[derive(Clone, Copy)]
+pub(crate) struct Login {
+    pub(crate) refresh: &'static str,
+    pub(crate) next_access: &'static str,
+    pub(crate) next_refresh: &'static str,
+}
+
 /// The API's stand-in.
 pub(crate) struct Anthropic {
     origin: Origin,
@@ -25,18 +33,26 @@ impl Anthropic {
 
     /// Starts a stand-in that answers every message with [`ANSWER`].
     pub(crate) async fn start() -> Self {
-        Self::scripted(None).await
+        Self::scripted(None, None).await
     }
 
     /// Starts a stand-in that first asks for a run of Claude Code's Bash tool, and answers with
     /// [`ANSWER`] once it was told the result.
     pub(crate) async fn with_tool(command: &str) -> Self {
-        Self::scripted(Some(command.to_owned())).await
+        Self::scripted(Some(command.to_owned()), None).await
     }
 
-    async fn scripted(command: Option<String>) -> Self {
+    /// Starts a stand-in whose token endpoint knows one login.
+    pub(crate) async fn with_login(login: Login) -> Self {
+        Self::scripted(None, Some(login)).await
+    }
+
+    async fn scripted(command: Option<String>, login: Option<Login>) -> Self {
         let script = move |request: Request, conn: OriginConn| {
-            let parts = answer(&request, command.as_deref());
+            let parts = match login.filter(|_| request.line().contains(" /v1/oauth/token")) {
+                Some(login) => vec![grant(&request, login)],
+                None => answer(&request, command.as_deref()),
+            };
             async move {
                 for part in parts {
                     conn.send(part).await;
@@ -89,6 +105,26 @@ impl Anthropic {
         let heads = starts.filter_map(|(at, _)| text[at..].split_once("\r\n\r\n"));
         heads.map(|(head, _)| head.to_owned()).collect()
     }
+}
+
+/// Returns the answer of the token endpoint.
+fn grant(request: &Request, login: Login) -> Vec<u8> {
+    let asked: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let known = [login.refresh, login.next_refresh].map(|known| asked["refresh_token"] == known);
+    if asked["grant_type"] != "refresh_token" || known == [false, false] {
+        let refusal = json!({ "error": "invalid_grant", "error_description": "unknown" });
+        return document("400 Bad Request", &refusal, false);
+    }
+    let tokens = json!({
+        "token_type": "Bearer",
+        "access_token": login.next_access,
+        "expires_in": 28_800,
+        "refresh_token": login.next_refresh,
+        "scope": "user:inference user:profile",
+        "account": { "uuid": "a-1", "email_address": "someone@example.com" },
+        "organization": { "uuid": "o-1", "name": "Someone" },
+    });
+    document("200 OK", &tokens, false)
 }
 
 /// Returns the pieces of an answer, each to be sent by itself.

@@ -23,7 +23,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use anthropic::{ANSWER, Anthropic};
+pub(crate) use anthropic::{ANSWER, Anthropic, Login};
 pub(crate) use ca::TestCa;
 pub(crate) use chain::{forward, target};
 pub(crate) use h2_client::H2Client;

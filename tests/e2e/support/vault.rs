@@ -14,6 +14,7 @@ use oshu_vault::config::{Config, Resolve};
 use oshu_vault::host::Host;
 use oshu_vault::policy::Cidr;
 use oshu_vault::secret::Fingerprint;
+use oshu_vault::store::{Memory, Store};
 use oshu_vault_sdk::{Client, CreateSession, CreatedSession};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -29,6 +30,7 @@ pub(crate) const API_KEY: &str = "ovk_0123456789abcdef0123456789abcdef";
 pub(crate) struct VaultBuilder {
     config: Config,
     trusted: Vec<Arc<TestCa>>,
+    store: Arc<dyn Store>,
 }
 
 impl VaultBuilder {
@@ -63,6 +65,12 @@ impl VaultBuilder {
         self
     }
 
+    /// Keeps sessions in a store of the test's choice.
+    pub(crate) fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = store;
+        self
+    }
+
     /// Changes the configuration.
     pub(crate) fn config(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
@@ -86,6 +94,7 @@ impl VaultBuilder {
             authority: Arc::clone(&authority),
             api_key: Fingerprint::of(API_KEY.as_bytes()),
             audit: sink.clone(),
+            store: self.store,
         };
         let app = App::start(&self.config, parts)
             .await
@@ -123,6 +132,7 @@ impl Vault {
         VaultBuilder {
             config,
             trusted: vec![TestCa::shared()],
+            store: Arc::new(Memory::new()),
         }
         .dev(true)
     }

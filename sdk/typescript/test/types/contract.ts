@@ -27,6 +27,7 @@ export async function calls(client: SecretsProxyClient): Promise<void> {
     passthrough_hosts: [],
     allow_plaintext: false,
     scrub_responses: true,
+    capture: ["https://idp.example/token", { url: "https://idp.example/t", hosts: ["a.example"] }],
     metadata: { sandbox: "sb_1" },
   };
   const created = await client.createSession(everything, { idempotencyKey: "once" });
@@ -44,6 +45,7 @@ export async function calls(client: SecretsProxyClient): Promise<void> {
     secrets: { GONE: null, ROTATED: "new", NARROWED: { hosts: ["a.example"], inject: null } },
     allowed_egress: null,
     ttl_seconds: 120,
+    capture: null,
     metadata: { sandbox: null },
   };
   const updated = await client.updateSession(created.session_id, patch);
@@ -53,9 +55,10 @@ export async function calls(client: SecretsProxyClient): Promise<void> {
   const page = await client.listSessions({ limit: 10 });
   cursor = page.next_cursor;
   const requests: number = page.sessions[0].counters["exchanges"];
+  const captured: string[] = page.sessions[0].captured;
   const gone: void = await client.deleteSession(created.session_id);
   const pem: string = await client.caPem();
-  void [text, plain, added, cursor, requests, gone, pem];
+  void [text, plain, added, cursor, requests, gone, pem, captured];
 
   // @ts-expect-error the request needs its secrets
   await client.createSession({});
