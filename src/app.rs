@@ -13,7 +13,6 @@ use http_body_util::BodyExt;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tower_service::Service;
 
@@ -24,21 +23,24 @@ use crate::config::{Config, PublicUrl, Scheme, Trust};
 use crate::host::Host;
 use crate::id::TenantId;
 use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
-use crate::proxy::{self, Local, LocalServer, Proxy, Upload};
+use crate::proxy::{self, H2Limits, Local, LocalServer, Proxy, Upload};
 use crate::seal::Keyring;
 use crate::secret::Fingerprint;
-use crate::serve::{self, Certificates, Door, FileCertificate, Handler, Peer};
-use crate::session::{Options, Sessions};
+use crate::serve::{self, Certificates, Door, FileCertificate, Handler, Peer, Room, Throttle};
+use crate::session::{Options, Quotas, Sessions};
 use crate::shutdown::Drain;
 use crate::store::Store;
 use crate::swap::Swapper;
 use crate::upstream::{self, Override, Upstream};
 use crate::web::{ApiKeys, Connection};
+use crate::wire::{BodyLimits, HeadLimits};
 
 /// The one tenant of this version.
 pub const TENANT: &str = "default";
 /// How often expired sessions and idle upstream connections are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// The connections of the admin listener, which the operator's alone reach.
+const ADMIN_CONNECTIONS: usize = 64;
 /// How long a connection is read after its last answer.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -133,17 +135,24 @@ impl App {
         let rules = Arc::new(address_rules(config).with_own(own));
         let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
         let upstream = Arc::new(upstream.map_err(Error::Upstream)?);
-        let sessions = Arc::new(Sessions::new(
+        let sessions = Sessions::new(
             store,
             Keyring::generate(),
             session_options(config),
             rules,
             audit.clone(),
+        );
+        let sessions = Arc::new(sessions.with_quotas(quotas(config)));
+        authority.keep_leaves(config.limits.leaves);
+        let throttle = Arc::new(Throttle::new(
+            config.limits.auth_failures,
+            config.limits.auth_failure_window,
         ));
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
-            ApiKeys::new(vec![(TenantId::new(TENANT), api_key)]),
+            ApiKeys::new(vec![(TenantId::new(TENANT), api_key)])
+                .with_throttle(Arc::clone(&throttle)),
             api::Certificates::new(authority.root().cert_der()),
             addresses(config, &listening),
             drain.clone(),
@@ -168,7 +177,8 @@ impl App {
                 .as_ref()
                 .map(|url| url.authority.clone()),
             drain: drain.clone(),
-            swapper: Swapper::new(),
+            swapper: Swapper::new().with_limit(config.limits.swaps),
+            throttle,
         });
         doors.run(&proxy, &admin, &drain);
         let sweeper = tokio::spawn(sweep(Arc::clone(&sessions)));
@@ -221,13 +231,14 @@ impl Doors {
             first_byte_timeout: config.limits.first_byte_timeout,
             handshake_timeout: config.limits.handshake_timeout,
             connections: config.limits.connections,
+            newcomers: config.limits.unauthenticated_per_address,
         };
-        let permits = Arc::new(Semaphore::new(limits.connections));
-        let bind = async |key, address: Option<SocketAddr>, certificates, permits: &Arc<_>| {
+        let room = Room::new(&limits);
+        let bind = async |key, address: Option<SocketAddr>, certificates, room: &Room| {
             let Some(address) = address else {
                 return Ok(None);
             };
-            let door = Door::bind(address, certificates, limits, Arc::clone(permits)).await;
+            let door = Door::bind(address, certificates, limits, room.clone()).await;
             door.map(Some).map_err(|source| Error::Bind {
                 key,
                 address,
@@ -239,17 +250,21 @@ impl Doors {
             None => None,
         };
         // The admin listener answers even when the shared permits are all taken.
-        let admin_permits = Arc::new(Semaphore::new(64));
+        let admin_room = Room::new(&serve::Config {
+            connections: ADMIN_CONNECTIONS,
+            newcomers: ADMIN_CONNECTIONS,
+            ..limits
+        });
         Ok(Self {
-            plain: bind("proxy.listen", config.proxy.listen, None, &permits).await?,
+            plain: bind("proxy.listen", config.proxy.listen, None, &room).await?,
             tls: bind(
                 "proxy.tls_listen",
                 config.proxy.tls_listen,
                 certificates,
-                &permits,
+                &room,
             )
             .await?,
-            admin: bind("admin.listen", config.admin.listen, None, &admin_permits).await?,
+            admin: bind("admin.listen", config.admin.listen, None, &admin_room).await?,
         })
     }
 
@@ -390,7 +405,21 @@ fn session_options(config: &Config) -> Options {
     }
 }
 
+fn quotas(config: &Config) -> Quotas {
+    Quotas {
+        tunnels: config.limits.session_tunnels,
+        exchanges: config.limits.session_exchanges,
+        wait: config.limits.session_wait,
+        requests_per_second: config.limits.session_requests_per_second,
+        burst: config.limits.session_burst,
+        pool: config.limits.session_pool,
+    }
+}
+
 fn proxy_config(config: &Config) -> proxy::Config {
+    let limits = &config.limits;
+    let exchanges = u32::try_from(limits.session_exchanges).unwrap_or(u32::MAX);
+    let bytes = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
     proxy::Config {
         first_byte_timeout: config.limits.first_byte_timeout,
         head_timeout: config.limits.head_timeout,
@@ -401,6 +430,27 @@ fn proxy_config(config: &Config) -> proxy::Config {
         passthrough_idle_timeout: config.limits.passthrough_idle_timeout,
         unknown_codings: config.danger_unscrubbed_codings,
         linger_timeout: LINGER,
+        answer_timeout: limits.answer_timeout,
+        exchange_idle_timeout: limits.exchange_idle_timeout,
+        head: HeadLimits {
+            bytes: bytes(limits.head_bytes),
+            fields: limits.head_fields,
+            target_bytes: bytes(limits.target_bytes),
+        },
+        body: BodyLimits {
+            bytes: limits.request_body_bytes,
+            extension_bytes: bytes(limits.chunk_extension_bytes),
+        },
+        h2: H2Limits {
+            // A client that keeps to it is never refused for the streams of this connection alone.
+            streams: limits.h2_streams.min(exchanges),
+            stream_window_bytes: limits.h2_stream_window_bytes,
+            connection_window_bytes: limits.h2_connection_window_bytes,
+            header_list_bytes: limits.h2_header_list_bytes,
+            pending_resets: limits.h2_pending_resets,
+            error_resets: limits.h2_error_resets,
+            given_up: limits.h2_given_up,
+        },
     }
 }
 
@@ -446,7 +496,9 @@ fn local_service(router: axum::Router) -> Local {
                 address,
                 listener,
                 tls,
+                newcomer,
             } = peer;
+            request.extensions_mut().insert(newcomer);
             request.extensions_mut().insert(Connection {
                 peer: address,
                 tls,

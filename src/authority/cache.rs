@@ -117,6 +117,12 @@ impl LeafCache {
         }
     }
 
+    /// Sets the most hosts whose leaves are kept: a multiple of the shards, or the map would keep more.
+    pub(super) fn set_limit(&self, limit: usize) {
+        let limit = (limit / SHARDS).max(1) * SHARDS;
+        self.leaves.set_capacity(limit as u64);
+    }
+
     /// Returns the number of leaves kept.
     pub(super) fn len(&self) -> usize {
         self.leaves.len()

@@ -187,6 +187,11 @@ impl CertificateAuthority {
         Ok(Arc::new(config))
     }
 
+    /// Sets for how many hosts leaves are kept, in steps of 16; those that are too many go.
+    pub fn keep_leaves(&self, limit: usize) {
+        self.leaves.set_limit(limit);
+    }
+
     /// Returns how many leaves were minted so far.
     pub fn minted(&self) -> u64 {
         self.minted.load(Ordering::Relaxed)

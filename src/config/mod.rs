@@ -186,8 +186,58 @@ pub struct Limits {
     pub dns_timeout: Duration,
     /// For exchanges in flight after the signal to stop.
     pub drain_timeout: Duration,
+    /// For the head of an answer, from the last byte of its request on; none to wait for it.
+    pub answer_timeout: Option<Duration>,
+    /// For an exchange in which no byte goes either way; none to wait.
+    pub exchange_idle_timeout: Option<Duration>,
     /// Connections open at once through all listeners together.
     pub connections: usize,
+    /// Connections of one address on which nobody has shown a right credential yet.
+    pub unauthenticated_per_address: usize,
+    /// Failed attempts of one address in one window; what fails beyond it is told to wait.
+    pub auth_failures: usize,
+    /// How long failed attempts are counted together.
+    pub auth_failure_window: Duration,
+    /// Tunnels of one session open at once.
+    pub session_tunnels: usize,
+    /// Exchanges of one session in flight at once.
+    pub session_exchanges: usize,
+    /// How long an exchange waits for one of those to end.
+    pub session_wait: Duration,
+    /// Requests of one session a second, in the long run; none for any number.
+    pub session_requests_per_second: Option<u32>,
+    /// Requests of one session at once, where their rate is limited.
+    pub session_burst: u32,
+    /// Upstream connections that one session keeps for its next exchanges.
+    pub session_pool: usize,
+    /// Tokens swapped in one request.
+    pub swaps: u32,
+    /// The bytes of the body of a request; none for any number.
+    pub request_body_bytes: Option<u64>,
+    /// The bytes of the head of a request.
+    pub head_bytes: u32,
+    /// The fields of the head of a request.
+    pub head_fields: usize,
+    /// The bytes of the target of a request.
+    pub target_bytes: u32,
+    /// The bytes of all chunk extensions of the body of a request.
+    pub chunk_extension_bytes: u32,
+    /// Streams open at once on an HTTP/2 connection of a workload.
+    pub h2_streams: u32,
+    /// Bytes of one request under way unread on an HTTP/2 connection of a workload.
+    pub h2_stream_window_bytes: u32,
+    /// Bytes of all requests under way unread on an HTTP/2 connection of a workload.
+    pub h2_connection_window_bytes: u32,
+    /// The list of fields of an HTTP/2 request, in bytes as HTTP/2 counts them.
+    pub h2_header_list_bytes: u32,
+    /// Streams that a workload may reset before they were looked at.
+    pub h2_pending_resets: usize,
+    /// Streams that a workload may have reset for its errors.
+    pub h2_error_resets: usize,
+    /// Streams that a workload may give up in ten seconds before they have an answer.
+    pub h2_given_up: usize,
+    /// Hosts whose leaves are kept.
+    pub leaves: usize,
 }
 
 impl Default for Limits {
@@ -204,7 +254,32 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             dns_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
+            answer_timeout: None,
+            exchange_idle_timeout: None,
             connections: 10_000,
+            unauthenticated_per_address: 256,
+            auth_failures: 50,
+            auth_failure_window: Duration::from_mins(5),
+            session_tunnels: 256,
+            session_exchanges: 64,
+            session_wait: Duration::from_secs(5),
+            session_requests_per_second: None,
+            session_burst: 200,
+            session_pool: 128,
+            swaps: 1_000,
+            request_body_bytes: None,
+            head_bytes: 64 * 1024,
+            head_fields: 100,
+            target_bytes: 16 * 1024,
+            chunk_extension_bytes: 16 * 1024,
+            h2_streams: 100,
+            h2_stream_window_bytes: 128 * 1024,
+            h2_connection_window_bytes: 2 * 1024 * 1024,
+            h2_header_list_bytes: 64 * 1024,
+            h2_pending_resets: 20,
+            h2_error_resets: 64,
+            h2_given_up: 100,
+            leaves: 10_000,
         }
     }
 }

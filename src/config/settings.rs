@@ -310,8 +310,71 @@ pub const SETTINGS: &[Setting] = &[
         "5000", "Milliseconds for one look-up of a name."),
     setting!("limits.drain_timeout_ms", config.limits.drain_timeout, Anywhere, None,
         "30000", "Milliseconds for exchanges in flight after the signal to stop."),
+    setting!("limits.answer_timeout_ms", config.limits.answer_timeout, Anywhere, None,
+        "300000", "Milliseconds for the head of an answer after the last byte of its request went up, \
+         or none: a model may think for minutes before its first word."),
+    setting!("limits.exchange_idle_timeout_ms", config.limits.exchange_idle_timeout, Anywhere, None,
+        "300000", "Milliseconds that an exchange is kept in which no byte goes either way, or none: \
+         an event stream may be silent."),
     setting!("limits.connections", config.limits.connections, Anywhere, None,
         "10000", "Connections open at once through all listeners together."),
+    setting!("limits.unauthenticated_per_address", config.limits.unauthenticated_per_address,
+        Anywhere, None, "256", "Connections open at once from one address (of IPv6: from one /64) on \
+         which no right credential was shown yet. More are closed unanswered."),
+    setting!("limits.auth_failures", config.limits.auth_failures, Anywhere, None,
+        "50", "Failed attempts of one address (of IPv6: of one /64) in one window, at the proxy and \
+         the management API together. What fails beyond it is answered 429; a right credential is \
+         always taken, and a request without one is no attempt."),
+    setting!("limits.auth_failure_window_ms", config.limits.auth_failure_window, Anywhere, None,
+        "300000", "Milliseconds in which failed attempts are counted together."),
+    setting!("limits.session_tunnels", config.limits.session_tunnels, Anywhere, None,
+        "256", "Tunnels of one session open at once. CONNECT is answered 429 beyond it."),
+    setting!("limits.session_exchanges", config.limits.session_exchanges, Anywhere, None,
+        "64", "Exchanges of one session in flight at once, WebSockets among them. More wait for their \
+         turn, and are answered 429 if it does not come."),
+    setting!("limits.session_wait_ms", config.limits.session_wait, Anywhere, None,
+        "5000", "Milliseconds that an exchange waits for its turn."),
+    setting!("limits.session_requests_per_second", config.limits.session_requests_per_second,
+        Anywhere, None, "20", "Requests of one session a second in the long run, or none. More are \
+         answered 429."),
+    setting!("limits.session_burst", config.limits.session_burst, Anywhere, None,
+        "200", "Requests of one session that may come at once where their rate is limited."),
+    setting!("limits.session_pool", config.limits.session_pool, Anywhere, None,
+        "128", "Upstream connections that one session keeps for its next exchanges, for 20 seconds."),
+    setting!("limits.swaps", config.limits.swaps, Anywhere, None,
+        "1000", "Sealed tokens swapped in the head of one request. More are answered 431."),
+    setting!("limits.request_body_bytes", config.limits.request_body_bytes, Anywhere, None,
+        "1073741824", "Bytes of the body of a request, or none. More are answered 413."),
+    setting!("limits.head_bytes", config.limits.head_bytes, Anywhere, None,
+        "65536", "Bytes of the head of a request. More are answered 431."),
+    setting!("limits.head_fields", config.limits.head_fields, Anywhere, None,
+        "100", "Fields of the head of a request. More are answered 431."),
+    setting!("limits.target_bytes", config.limits.target_bytes, Anywhere, None,
+        "16384", "Bytes of the target of a request. More are answered 414."),
+    setting!("limits.chunk_extension_bytes", config.limits.chunk_extension_bytes, Anywhere, None,
+        "16384", "Bytes of all chunk extensions in the body of a request, which go no further. More \
+         are answered 400."),
+    setting!("limits.h2_streams", config.limits.h2_streams, Anywhere, None,
+        "100", "Streams open at once on an HTTP/2 connection of a workload; never more are offered \
+         than limits.session_exchanges."),
+    setting!("limits.h2_stream_window_bytes", config.limits.h2_stream_window_bytes, Anywhere, None,
+        "131072", "Bytes of one request that may be under way unread on HTTP/2."),
+    setting!("limits.h2_connection_window_bytes", config.limits.h2_connection_window_bytes, Anywhere,
+        None, "2097152", "Bytes of all requests of one HTTP/2 connection that may be under way unread. \
+         At least 16 times the window of a stream, or one stream of small frames can end the others."),
+    setting!("limits.h2_header_list_bytes", config.limits.h2_header_list_bytes, Anywhere, None,
+        "65536", "Bytes of the fields of an HTTP/2 request, as HTTP/2 counts them."),
+    setting!("limits.h2_pending_resets", config.limits.h2_pending_resets, Anywhere, None,
+        "20", "Streams that an HTTP/2 workload may reset before they were looked at. More end its \
+         connection."),
+    setting!("limits.h2_error_resets", config.limits.h2_error_resets, Anywhere, None,
+        "64", "Streams of one HTTP/2 connection that may be reset for errors of the workload's. More \
+         end it."),
+    setting!("limits.h2_given_up", config.limits.h2_given_up, Anywhere, None,
+        "100", "Streams that an HTTP/2 workload may give up in ten seconds before they have an answer. \
+         More end its connection."),
+    setting!("limits.leaves", config.limits.leaves, Anywhere, None,
+        "10000", "Hosts whose certificates are kept, about 1 KiB each, in steps of 16."),
 ];
 
 #[cfg(test)]

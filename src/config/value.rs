@@ -26,6 +26,11 @@ const API_KEY_MOST_CHARACTERS: usize = 512;
 const MOST_MILLISECONDS: i64 = 86_400_000;
 /// The largest number of connections that can be set.
 const MOST_CONNECTIONS: i64 = 1_000_000;
+/// The largest number of bytes, or of anything else with 32 bits, that can be set: the largest
+/// window of HTTP/2 (RFC 9113 §6.9.1).
+const MOST_OF_32_BITS: i64 = 0x7fff_ffff;
+/// The text that turns a limit off.
+const NO_LIMIT: &str = "none";
 
 /// A value as a source gave it, before anybody knows whether it is right.
 pub(super) enum Raw {
@@ -167,6 +172,64 @@ impl Value for usize {
         Some(self.to_string())
     }
 }
+
+impl Value for u32 {
+    const SHAPE: Shape = Shape::One;
+    const NAME: &'static str = "N";
+
+    fn read(raw: &Raw) -> Result<Self, Vec<String>> {
+        whole_number(raw, MOST_OF_32_BITS)
+            .and_then(|number| Self::try_from(number).ok())
+            .ok_or_else(|| {
+                vec![format!(
+                    "expects a whole number from 1 to {MOST_OF_32_BITS}"
+                )]
+            })
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Value for u64 {
+    const SHAPE: Shape = Shape::One;
+    const NAME: &'static str = "N";
+
+    fn read(raw: &Raw) -> Result<Self, Vec<String>> {
+        whole_number(raw, i64::MAX)
+            .ok_or_else(|| vec![format!("expects a whole number from 1 to {}", i64::MAX)])
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+/// Makes a limit that `none` turns off.
+macro_rules! with_none {
+    ($($type:ty),+) => {$(
+        impl Value for Option<$type> {
+            const SHAPE: Shape = <$type>::SHAPE;
+            const NAME: &'static str = <$type>::NAME;
+
+            fn read(raw: &Raw) -> Result<Self, Vec<String>> {
+                if one_text(raw) == Some(NO_LIMIT) {
+                    return Ok(None);
+                }
+                let wrong = |text: String| format!("{text}, or none");
+                let number = <$type>::read(raw);
+                number.map(Some).map_err(|all| all.into_iter().map(wrong).collect())
+            }
+
+            fn to_toml(&self) -> Option<String> {
+                self.map_or_else(|| Some(quote(NO_LIMIT)), |limit| limit.to_toml())
+            }
+        }
+    )+};
+}
+
+with_none!(Duration, u32, u64);
 
 impl Value for bool {
     const SHAPE: Shape = Shape::Switch;

@@ -45,6 +45,8 @@ pub(super) struct BodySwapping {
     view: Arc<BodyView>,
     kind: BodyKind,
     coding: Option<Coding>,
+    /// The most tokens.
+    limit: u32,
     report: Report,
 }
 
@@ -88,6 +90,7 @@ impl BodySwapping {
             view: Arc::new(view),
             kind,
             coding,
+            limit: lane.proxy.swapper.limit(),
             report: Report {
                 swaps,
                 handle: Arc::clone(lane.handle),
@@ -287,7 +290,7 @@ impl SwapBody {
             decoder: swapping.coding.map(|coding| Decoder::new(&[coding])),
             decoded: Vec::new(),
             taken: 0,
-            swap: BodySwap::new(swapping.kind, Arc::clone(&swapping.view)),
+            swap: BodySwap::new(swapping.kind, Arc::clone(&swapping.view)).within(swapping.limit),
             told: (0, 0),
             report,
         }

@@ -11,7 +11,7 @@ use super::{Proxy, probe, tunnel};
 use crate::audit::{Decision, Kind, Record};
 use crate::host::HostPort;
 use crate::serve::Peer;
-use crate::session::Authenticated;
+use crate::session::{Authenticated, TunnelGuard};
 use crate::wire::{Connection, Framing, RequestHead, request_framing};
 
 /// What the client is told when the tunnel is open. It has neither body nor framing fields.
@@ -23,19 +23,19 @@ impl Proxy {
         self: &Arc<Self>,
         mut down: Connection,
         head: &RequestHead,
-        peer: Peer,
+        peer: &Peer,
     ) -> Option<Connection> {
         let mut record = Record::begin(&self.audit, Kind::Tunnel);
         record.peer(peer.address);
         match self.admit(head, peer, &mut record) {
-            Ok((caller, target)) => {
+            Ok((guard, target)) => {
                 if down.send(ESTABLISHED).await.is_err() {
                     return None;
                 }
                 if probe::is_target(&target) {
-                    probe::run(self, down, &caller, (target, peer.address), record).await;
+                    probe::run(self, down, &guard, (target, peer.address), record).await;
                 } else {
-                    tunnel::run(self, down, &caller, target, peer.address, record).await;
+                    tunnel::run(self, down, &guard, target, peer.address, record).await;
                 }
                 None
             }
@@ -59,10 +59,10 @@ impl Proxy {
     fn admit(
         &self,
         head: &RequestHead,
-        peer: Peer,
+        peer: &Peer,
         record: &mut Record,
-    ) -> Result<(Authenticated, HostPort), Refusal> {
-        let caller = self.authenticate(head)?;
+    ) -> Result<(TunnelGuard, HostPort), Refusal> {
+        let caller = self.authenticate(head, peer)?;
         let handle = caller.handle();
         record.tenant(handle.tenant());
         record.session(handle.id());
@@ -83,28 +83,40 @@ impl Proxy {
         record.target(&target);
         check_host(head, &target, |host| self.is_proxy(host, peer))?;
         self.refuse_own(&target)?;
-        if probe::is_target(&target) {
-            return Ok((caller, target));
-        }
-        if let Err(denial) = handle.decide(&target) {
+        if !probe::is_target(&target)
+            && let Err(denial) = handle.decide(&target)
+        {
             handle.counters().denied.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::denied(denial, &target.host.to_string()));
         }
-        Ok((caller, target))
+        let guard = handle.tunnel(&target).map_err(Refusal::limited)?;
+        Ok((guard, target))
     }
 
-    /// Finds the session of a caller. Two credentials are as bad as none.
-    pub(super) fn authenticate(&self, head: &RequestHead) -> Result<Authenticated, Refusal> {
+    /// Finds the session of a caller. Two credentials are as bad as a wrong one; none is no attempt:
+    /// git, Java and others ask without one first, each time, to be told how.
+    pub(super) fn authenticate(
+        &self,
+        head: &RequestHead,
+        peer: &Peer,
+    ) -> Result<Authenticated, Refusal> {
         let mut values = head.fields.all("proxy-authorization");
-        match (values.next(), values.next()) {
+        let caller = match (values.next(), values.next()) {
+            (None, _) => return Err(Refusal::credentials()),
             (Some(value), None) => self.sessions.authenticate(value),
-            _ => None,
-        }
-        .ok_or_else(Refusal::credentials)
+            (Some(_), Some(_)) => None,
+        };
+        // Counted only after the work was done, which is the same for every kind of no.
+        let Some(caller) = caller else {
+            let held = self.throttle.failed(peer.address.ip());
+            return Err(held.map_or_else(Refusal::throttled, |()| Refusal::credentials()));
+        };
+        peer.newcomer.known();
+        Ok(caller)
     }
 
     /// Tells whether a host is the listener that a peer came through, under any of its names.
-    fn is_proxy(&self, host: &HostPort, peer: Peer) -> bool {
+    fn is_proxy(&self, host: &HostPort, peer: &Peer) -> bool {
         let here = peer.listener;
         let address = host
             .host

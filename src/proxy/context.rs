@@ -151,6 +151,12 @@ pub(super) struct Meter {
     lane: Arc<Traffic>,
 }
 
+impl AsRef<Self> for Meter {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl Meter {
     /// Notes bytes that went to the upstream.
     pub(super) fn add_up(&self, bytes: usize) {
@@ -164,6 +170,13 @@ impl Meter {
         for traffic in [&self.exchange, &self.lane] {
             traffic.down.fetch_add(bytes as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Returns the bytes that went either way so far.
+    pub(super) fn total(&self) -> u64 {
+        let [up, down] = [&self.exchange.up, &self.exchange.down];
+        up.load(Ordering::Relaxed)
+            .wrapping_add(down.load(Ordering::Relaxed))
     }
 
     /// Notes how far the bodies have come.

@@ -12,6 +12,7 @@ use super::After;
 use super::body::{BodySwapping, Change};
 use super::capture::Capture;
 use super::context::{Lane, Meter};
+use super::deadline::{Silent, shorter, unless_silent};
 use super::reject::{self, Refusal};
 use super::response::{self, Lost};
 use super::scrub::Scrub;
@@ -21,8 +22,8 @@ use crate::host::HostPort;
 use crate::session::HostView;
 use crate::upstream::Lease;
 use crate::wire::{
-    AnswerHead, Body, Connection, Flow, Framing, RequestHead, Version, clean_request, closes,
-    request_framing,
+    AnswerHead, Body, BodyLimits, Connection, Flow, Framing, RequestHead, Version, clean_request,
+    closes, request_framing,
 };
 
 /// Room behind a head for the start of a small body, so that both leave in one write.
@@ -95,6 +96,9 @@ async fn attempt(
 ) -> Result<After, Refusal> {
     record.request(head.method_text(), path_of(head.target_text()));
     let keep_alive = !closes(&head.fields, head.version) && head.version == Version::Http11;
+    // Before anything else: what waits for its turn is checked against the session as it then is.
+    let turn = unless_gone(down, lane.handle.turn()).await?;
+    let _turn = turn.map_err(Refusal::limited)?;
     let Admitted {
         framing,
         view,
@@ -102,6 +106,8 @@ async fn attempt(
         scrub,
         capture,
     } = admit(lane, &mut head, target, record)?;
+    let limits = lane.proxy.config.body;
+    check_length(framing, limits)?;
     let swapping = match framing {
         Framing::None | Framing::Length(0) => None,
         _ => BodySwapping::of(lane, &head, (&view, upgrade), record)?,
@@ -110,7 +116,8 @@ async fn attempt(
         None => None,
         Some(swapping) => swapping.begin(lane, &mut head, framing, down).await?,
     };
-    let mut request = prepare(head, framing, change, keep_alive, down)?;
+    let body = Body::new(framing).within(limits);
+    let mut request = prepare(head, (framing, body), change, keep_alive, down)?;
     request.upgrade = upgrade;
     request.scrub = scrub;
     request.capture = capture;
@@ -303,10 +310,18 @@ fn swap(
     Ok(())
 }
 
+/// Refuses a body that says of itself that it is too long. One in chunks is refused on its way.
+pub(super) fn check_length(framing: Framing, limits: BodyLimits) -> Result<(), Refusal> {
+    match framing {
+        Framing::Length(length) => Ok(limits.check(length)?),
+        Framing::Chunked | Framing::None | Framing::UntilClose => Ok(()),
+    }
+}
+
 /// Writes the head once, with what has arrived of the body behind it.
 fn prepare(
     mut head: RequestHead,
-    framing: Framing,
+    (framing, body): (Framing, Body),
     change: Option<Change>,
     keep_alive: bool,
     down: &mut Connection,
@@ -317,7 +332,7 @@ fn prepare(
         Framing::None => 0,
         _ => BODY_ROOM_BYTES,
     };
-    let (text, body) = (written(&head, room), Body::new(framing));
+    let text = written(&head, room);
     let mut flow = match change {
         None => Flow::new(text, body),
         Some(change) => Flow::transformed(text, body, change.transform, change.chunked),
@@ -374,12 +389,16 @@ async fn send(
     let upstream = &lane.proxy.upstream;
     let pool = lane.handle.pool();
     let mut lease = match request.upgrade {
-        Upgrade::None => unless_gone(down, upstream.lease(pool, view.grant())).await?,
-        Upgrade::WebSocket => unless_gone(down, upstream.lease_fresh(pool, view.grant())).await?,
+        Upgrade::None => leased(down, upstream.lease(pool, view.grant())).await?,
+        Upgrade::WebSocket => leased(down, upstream.lease_fresh(pool, view.grant())).await?,
     };
+    let limits = &lane.proxy.config;
+    let patience = shorter(limits.answer_timeout, limits.exchange_idle_timeout);
     loop {
         record.address(lease.address());
-        match response::head(lane, down, &mut lease.connection, request, meter).await {
+        let answer = response::head(lane, down, &mut lease.connection, request, meter);
+        let answer = unless_silent(patience, meter, answer).await;
+        match answer.map_err(|Silent| reject::silent(request.flow.is_done()))? {
             Ok(answer) => return Ok((lease, answer)),
             Err(Lost::UpstreamSilent) if lease.is_reused() => {
                 if !request.flow.is_unsent() {
@@ -389,30 +408,37 @@ async fn send(
                     request.flow.rewind(written(&request.head, 0));
                 }
                 let fresh = upstream.lease_fresh(pool, view.grant());
-                lease = unless_gone(down, fresh).await?;
+                lease = leased(down, fresh).await?;
             }
             Err(lost) => return Err(lost.refusal()),
         }
     }
 }
 
-/// Waits for a connection, unless the client goes away first.
-async fn unless_gone(
+/// Waits for something, unless the client goes away first.
+async fn unless_gone<T>(
     down: &mut Connection,
-    lease: impl Future<Output = Result<Lease, crate::upstream::Error>>,
-) -> Result<Lease, Refusal> {
-    let mut lease = std::pin::pin!(lease);
-    let leased = tokio::select! {
+    awaited: impl Future<Output = T>,
+) -> Result<T, Refusal> {
+    let mut awaited = std::pin::pin!(awaited);
+    tokio::select! {
         biased;
-        leased = &mut lease => leased,
+        come = &mut awaited => Ok(come),
         closed = std::future::poll_fn(|cx| down.poll_closed(cx)) => {
             if closed {
                 return Err(Refusal::gone());
             }
-            lease.await
+            Ok(awaited.await)
         }
-    };
-    leased.map_err(|error| {
+    }
+}
+
+/// Waits for a connection, unless the client goes away first.
+async fn leased(
+    down: &mut Connection,
+    lease: impl Future<Output = Result<Lease, crate::upstream::Error>>,
+) -> Result<Lease, Refusal> {
+    unless_gone(down, lease).await?.map_err(|error| {
         tracing::debug!(
             error = &error as &dyn std::error::Error,
             "no connection upstream"

@@ -19,7 +19,7 @@ use crate::serve::{BoxFuture, Peer};
 use crate::shutdown::Drain;
 use crate::wire::{
     Body, Connection, Framing, Io, Progress, ReadError, RequestHead, Version, closes,
-    parse_request, request_framing,
+    parse_request_within, request_framing,
 };
 
 /// How many pieces of a body wait for the service: it sets the pace.
@@ -73,7 +73,7 @@ impl std::fmt::Debug for LocalServer {
 impl LocalServer {
     /// Serves one connection of a listener that is no proxy.
     pub async fn serve(self, io: Io, peer: Peer) {
-        let mut down = Connection::new(io);
+        let mut down = Connection::new(io).with_head_limit(self.config.head.bytes);
         let mut wait = self.config.first_byte_timeout;
         loop {
             let block = tokio::select! {
@@ -81,9 +81,10 @@ impl LocalServer {
                 block = down.read_head(wait, self.config.head_timeout) => block,
                 () = self.drain.draining() => return,
             };
-            let after = match block.map(parse_request) {
+            let parsed = block.map(|block| parse_request_within(block, &self.config.head));
+            let after = match parsed {
                 Ok(Ok(head)) if head.target().first() == Some(&b'/') => {
-                    self.answer(&mut down, head, peer).await
+                    self.answer(&mut down, head, &peer).await
                 }
                 Ok(Ok(_)) => {
                     let message = "this listener serves its own routes only";
@@ -108,7 +109,7 @@ impl LocalServer {
         &self,
         down: &mut Connection,
         head: RequestHead,
-        peer: Peer,
+        peer: &Peer,
     ) -> After {
         let is_head = head.method() == b"HEAD";
         let mut keep_alive = !closes(&head.fields, head.version)
@@ -159,7 +160,7 @@ impl LocalServer {
 /// Makes the request that the service sees.
 fn local_request(
     head: &RequestHead,
-    peer: Peer,
+    peer: &Peer,
     upload: Upload,
 ) -> Result<(http::Request<Upload>, Framing), Refusal> {
     let framing = request_framing(head)?;
@@ -185,7 +186,7 @@ fn local_request(
             "the request target or a field is malformed",
         )
     })?;
-    request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(peer.clone());
     Ok((request, framing))
 }
 

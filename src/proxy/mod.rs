@@ -9,6 +9,7 @@ mod bridge;
 mod capture;
 mod connect;
 mod context;
+mod deadline;
 mod detect;
 mod exchange;
 mod intercept;
@@ -30,14 +31,14 @@ use std::time::Duration;
 use crate::audit::{Kind, Record, Sink};
 use crate::authority::CertificateAuthority;
 use crate::host::HostPort;
-use crate::serve::Peer;
+use crate::serve::{Peer, Throttle};
 use crate::session::Sessions;
 use crate::shutdown::Drain;
 use crate::swap::Swapper;
 use crate::upstream::Upstream;
 use crate::wire::{
-    Connection, Framing, Io, ReadError, RequestHead, Version, closes, parse_request,
-    request_framing,
+    BodyLimits, Connection, Framing, HeadLimits, Io, ReadError, RequestHead, Version, closes,
+    parse_request_within, request_framing,
 };
 
 pub use local::{Local, LocalBody, LocalError, LocalServer, Upload};
@@ -66,6 +67,36 @@ pub struct Config {
     pub unknown_codings: bool,
     /// How long a connection is read after its last answer, for that answer to arrive.
     pub linger_timeout: Duration,
+    /// How long the head of an answer may take after the last byte of its request; none to wait.
+    pub answer_timeout: Option<Duration>,
+    /// How long an exchange may stay open in which no byte goes either way; none to wait.
+    pub exchange_idle_timeout: Option<Duration>,
+    /// The bounds of the head of a request.
+    pub head: HeadLimits,
+    /// The bounds of the body of a request.
+    pub body: BodyLimits,
+    /// What HTTP/2 connections of workloads may hold.
+    pub h2: H2Limits,
+}
+
+/// What one HTTP/2 connection of a workload may hold, and how often it may reset.
+#[derive(Clone, Copy, Debug)]
+pub struct H2Limits {
+    /// Streams open at once.
+    pub streams: u32,
+    /// Bytes of one request under way unread.
+    pub stream_window_bytes: u32,
+    /// Bytes of all requests under way unread. At least as many times the other window as upstream,
+    /// so that one stream of small frames cannot end the others.
+    pub connection_window_bytes: u32,
+    /// The largest list of fields, in bytes, as HTTP/2 counts them.
+    pub header_list_bytes: u32,
+    /// Streams that may be reset before we have looked at them.
+    pub pending_resets: usize,
+    /// Streams that we may be made to reset by the workload's errors.
+    pub error_resets: usize,
+    /// Streams that may be given up in ten seconds before they have an answer.
+    pub given_up: usize,
 }
 
 /// What the proxy works with. One for the whole process.
@@ -88,6 +119,8 @@ pub struct Proxy {
     pub drain: Drain,
     /// The scanner for tokens.
     pub swapper: Swapper,
+    /// Who has failed to show a right credential, and how often.
+    pub throttle: Arc<Throttle>,
 }
 
 impl std::fmt::Debug for Proxy {
@@ -113,7 +146,7 @@ enum After {
 impl Proxy {
     /// Serves one connection to the shared listener to its end.
     pub async fn serve(self: Arc<Self>, io: Io, peer: Peer) {
-        let mut connection = Connection::new(io);
+        let mut connection = Connection::new(io).with_head_limit(self.config.head.bytes);
         let mut wait = self.config.first_byte_timeout;
         loop {
             let block = tokio::select! {
@@ -121,23 +154,24 @@ impl Proxy {
                 block = connection.read_head(wait, self.config.head_timeout) => block,
                 () = self.drain.draining() => return,
             };
-            let head = match block.map(parse_request) {
+            let parsed = block.map(|block| parse_request_within(block, &self.config.head));
+            let head = match parsed {
                 Ok(Ok(head)) => head,
                 Ok(Err(error)) | Err(ReadError::Malformed(error)) => {
-                    return self.refuse_head(connection, &error.into(), peer).await;
+                    return self.refuse_head(connection, &error.into(), &peer).await;
                 }
                 Err(ReadError::Late) => {
-                    return self.refuse_head(connection, &Refusal::late(), peer).await;
+                    return self.refuse_head(connection, &Refusal::late(), &peer).await;
                 }
                 Err(_gone) => return,
             };
             if head.method() == b"CONNECT" {
-                match self.connect(connection, &head, peer).await {
+                match self.connect(connection, &head, &peer).await {
                     Some(again) => connection = again,
                     None => return,
                 }
             } else {
-                match self.answer(&mut connection, head, peer).await {
+                match self.answer(&mut connection, head, &peer).await {
                     After::KeepAlive => {}
                     After::Close => return connection.linger(self.config.linger_timeout).await,
                     After::Gone => return,
@@ -147,7 +181,7 @@ impl Proxy {
         }
     }
 
-    async fn answer(&self, down: &mut Connection, head: RequestHead, peer: Peer) -> After {
+    async fn answer(&self, down: &mut Connection, head: RequestHead, peer: &Peer) -> After {
         if head.target().first() == Some(&b'/') || head.target() == b"*" {
             self.local.answer(down, head, peer).await
         } else {
@@ -164,7 +198,7 @@ impl Proxy {
     }
 
     /// Answers a head that could not be read. There is no telling where the next one starts.
-    async fn refuse_head(&self, mut down: Connection, refusal: &Refusal, peer: Peer) {
+    async fn refuse_head(&self, mut down: Connection, refusal: &Refusal, peer: &Peer) {
         let mut record = Record::begin(&self.audit, Kind::Exchange);
         record.peer(peer.address);
         record.status(refusal.status);

@@ -23,12 +23,12 @@ impl Proxy {
         &self,
         down: &mut Connection,
         head: RequestHead,
-        peer: Peer,
+        peer: &Peer,
     ) -> After {
         let mut record = Record::begin(&self.audit, Kind::Exchange);
         record.peer(peer.address);
         record.request(head.method_text(), exchange::path_of(head.target_text()));
-        let refusal = match self.admit_plain(&head, &mut record) {
+        let refusal = match self.admit_plain(&head, peer, &mut record) {
             Err(refusal) => refusal,
             Ok((caller, target, origin)) => {
                 let handle = caller.handle();
@@ -60,9 +60,10 @@ impl Proxy {
     fn admit_plain(
         &self,
         head: &RequestHead,
+        peer: &Peer,
         record: &mut Record,
     ) -> Result<(Authenticated, HostPort, bytes::Bytes), Refusal> {
-        let caller = self.authenticate(head)?;
+        let caller = self.authenticate(head, peer)?;
         record.tenant(caller.handle().tenant());
         record.session(caller.handle().id());
         let absolute = Absolute::parse(head.target_text()).ok_or_else(|| {

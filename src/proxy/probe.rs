@@ -17,7 +17,7 @@ use super::connect::allowed;
 use super::exchange::path_of;
 use crate::audit::{Decision, Kind, Record};
 use crate::host::HostPort;
-use crate::session::Authenticated;
+use crate::session::TunnelGuard;
 use crate::wire::{Connection, RequestHead, parse_request};
 
 /// The name that is answered here. It is in a zone that never resolves (RFC 6761 §6.4), so that a
@@ -40,15 +40,14 @@ pub(super) fn is_target(target: &HostPort) -> bool {
 pub(super) async fn run(
     proxy: &Arc<Proxy>,
     down: Connection,
-    caller: &Authenticated,
+    guard: &TunnelGuard,
     (target, peer): (HostPort, SocketAddr),
     mut record: Record,
 ) {
-    let guard = caller.handle().enter(&target);
     let exchange = || {
         let mut record = Record::begin(&proxy.audit, Kind::Exchange);
-        record.tenant(caller.handle().tenant());
-        record.session(caller.handle().id());
+        record.tenant(guard.handle().tenant());
+        record.session(guard.handle().id());
         record.target(&target);
         record.peer(peer);
         record

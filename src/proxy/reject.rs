@@ -5,13 +5,14 @@
 //! from the request, and never the text of an inner error.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
 
 use crate::audit::Decision;
 use crate::policy::{Denial, Refused};
-use crate::session;
+use crate::session::{self, Limited};
 use crate::swap::CaptureError;
 use crate::upstream::{self, ProxyError};
 use crate::wire::{Connection, Error as WireError, FlowError};
@@ -27,6 +28,8 @@ pub(super) struct Refusal {
     /// What to ask the operator for.
     ask: Option<String>,
     decision: Decision,
+    /// Seconds after which it is worth to try again.
+    retry_after: Option<u64>,
 }
 
 impl Refusal {
@@ -40,6 +43,7 @@ impl Refusal {
             message,
             ask: None,
             decision,
+            retry_after: None,
         }
     }
 
@@ -53,6 +57,7 @@ impl Refusal {
             message,
             ask,
             decision,
+            retry_after: None,
         }
     }
 
@@ -90,6 +95,7 @@ impl Refusal {
             message,
             ask: None,
             decision: Decision::Failed,
+            retry_after: None,
         }
     }
 
@@ -103,6 +109,55 @@ impl Refusal {
             message,
             ask: Some("a current proxy URL: the session is missing, expired or deleted".to_owned()),
             decision: Decision::Denied,
+            retry_after: None,
+        }
+    }
+
+    /// Holds back an address that has shown too many wrong credentials. The same for every kind of
+    /// wrong.
+    pub(super) fn throttled(wait: Duration) -> Self {
+        let message = "too many wrong credentials came from this address";
+        Self {
+            ask: Some("a current proxy URL: a right credential is always taken".to_owned()),
+            proxy_error: "http_request_denied",
+            ..Self::wait(wait, "too_many_auth_failures", message)
+        }
+    }
+
+    /// Refuses what is over a session's quota.
+    pub(super) fn limited(quota: Limited) -> Self {
+        let (wait, code, message, key) = match quota {
+            Limited::Exchanges => (
+                Duration::ZERO,
+                "session_exchange_limit",
+                "the session has as many requests in flight as it may have",
+                "limits.session_exchanges",
+            ),
+            Limited::Rate(wait) => (
+                wait,
+                "session_rate_limit",
+                "the session sends requests faster than it may",
+                "limits.session_requests_per_second",
+            ),
+            Limited::Tunnels => (
+                Duration::ZERO,
+                "session_tunnel_limit",
+                "the session has as many tunnels open as it may have",
+                "limits.session_tunnels",
+            ),
+        };
+        Self {
+            ask: Some(format!("wait, or raise {key} of the proxy")),
+            ..Self::wait(wait, code, message)
+        }
+    }
+
+    fn wait(wait: Duration, code: &'static str, message: &'static str) -> Self {
+        // Whole seconds, and not before the time has come (RFC 9110 §10.2.3).
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self {
+            retry_after: Some(seconds.max(1)),
+            ..Self::client(429, code, message)
         }
     }
 
@@ -135,6 +190,9 @@ impl Refusal {
         headers.insert("content-type", fixed("application/json"));
         headers.insert("content-length", text.len().into());
         headers.insert("cache-control", fixed("no-store"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert("retry-after", seconds.into());
+        }
         if let Ok(status) = http::HeaderValue::try_from(self.proxy_status()) {
             headers.insert("proxy-status", status);
         }
@@ -149,6 +207,10 @@ impl Refusal {
             407 => "Proxy-Authenticate: Basic realm=\"oshu-vault\"\r\n",
             _ => "",
         };
+        let retry = self.retry_after;
+        let retry = retry.map_or(String::new(), |seconds| {
+            format!("Retry-After: {seconds}\r\n")
+        });
         let connection = if keep_alive {
             ""
         } else {
@@ -158,7 +220,7 @@ impl Refusal {
             "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\nCache-Control: no-store\r\n\
              Proxy-Status: {proxy_status}\r\n\
-             {challenge}{connection}\r\n{body}",
+             {challenge}{retry}{connection}\r\n{body}",
             status = self.status,
             reason = reason(self.status),
             length = body.len(),
@@ -191,12 +253,12 @@ impl From<WireError> for Refusal {
     fn from(error: WireError) -> Self {
         match error {
             WireError::TargetTooLong => {
-                Self::client(414, "target_too_long", "the request target is over 16 KiB")
+                Self::client(414, "target_too_long", "the request target is too long")
             }
             WireError::HeadTooLarge => Self::client(
                 431,
                 "head_too_large",
-                "the head is over 64 KiB or has over 100 fields",
+                "the head is too long or has too many fields",
             ),
             WireError::Version => Self::client(
                 400,
@@ -220,6 +282,11 @@ impl From<WireError> for Refusal {
                 "bad_body",
                 "the chunks or trailers of the body are malformed",
             ),
+            WireError::BodyTooLong => Self::client(
+                413,
+                "body_too_long",
+                "the body is longer than this proxy takes",
+            ),
             // Those of answers do not come here.
             WireError::Coding => Self::client(
                 400,
@@ -229,7 +296,7 @@ impl From<WireError> for Refusal {
             WireError::TooMuch => Self::client(
                 413,
                 "too_many_tokens",
-                "the body has over 1,000 sealed tokens",
+                "the body has too many sealed tokens",
             ),
             WireError::ConnectionOption => Self::client(
                 400,
@@ -295,6 +362,7 @@ impl From<&upstream::Error> for Refusal {
                     message: "the host's address is private, local or reserved",
                     ask: Some("allow the address range in the proxy's upstream.allow_cidrs".into()),
                     decision: Decision::Denied,
+                    retry_after: None,
                 };
             }
             E::Http2(_) => (
@@ -434,6 +502,21 @@ pub(super) fn not_captured(error: &session::Error) -> Refusal {
     }
 }
 
+/// Reports that nothing moves while an answer is waited for: it is the client who is waited for until
+/// its whole request has gone up, and then the upstream.
+pub(super) fn silent(request_is_through: bool) -> Refusal {
+    if !request_is_through {
+        let message = "the rest of the request did not arrive in time";
+        return Refusal::client(408, "request_timeout", message);
+    }
+    Refusal::upstream(
+        504,
+        "answer_timeout",
+        "http_response_timeout",
+        "the upstream did not answer in time",
+    )
+}
+
 /// Reports an upstream that closed without an answer.
 pub(super) fn no_answer() -> Refusal {
     Refusal::upstream(
@@ -464,6 +547,7 @@ fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",

@@ -7,11 +7,12 @@ use super::context::Lane;
 use super::reject::Refusal;
 use super::{After, exchange, reject};
 use crate::audit::Record;
-use crate::wire::{Connection, ReadError, parse_request};
+use crate::wire::{Connection, ReadError, parse_request_within};
 
 /// Serves a connection to its end.
-pub(super) async fn run(mut lane: Lane<'_>, mut down: Connection) {
+pub(super) async fn run(mut lane: Lane<'_>, down: Connection) {
     let config = lane.proxy.config;
+    let mut down = down.with_head_limit(config.head.bytes);
     let drain = lane.proxy.drain.clone();
     let mut draining = std::pin::pin!(drain.draining());
     let mut wait = config.first_byte_timeout;
@@ -21,7 +22,7 @@ pub(super) async fn run(mut lane: Lane<'_>, mut down: Connection) {
             block = down.read_head(wait, config.head_timeout) => block,
             () = &mut draining => return down.close(config.linger_timeout).await,
         };
-        let after = match block.map(parse_request) {
+        let after = match block.map(|block| parse_request_within(block, &config.head)) {
             Ok(Ok(head)) => exchange::run(&mut lane, &mut down, head, None).await,
             Ok(Err(error)) | Err(ReadError::Malformed(error)) => {
                 refuse(lane.record(), &mut down, &error.into()).await

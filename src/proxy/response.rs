@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::After;
 use super::capture::may_have_tokens;
 use super::context::{Lane, Meter};
+use super::deadline::unless_silent;
 use super::exchange::{Outgoing, allowed, canonical_framing};
 use super::reject::{self, Refusal};
 use super::scrub::Scrub;
@@ -341,14 +342,16 @@ pub(super) async fn run(
         down.reset_when_dropped(true);
     }
     let mut stall = Stall::new(lane.proxy.config.stall_timeout);
-    let ended = stream(
+    let streamed = stream(
         down,
         &mut lease.connection,
         (&mut request.flow, &mut flow),
         &mut stall,
         meter,
-    )
-    .await;
+    );
+    let limit = lane.proxy.config.exchange_idle_timeout;
+    let streamed = unless_silent(limit, meter, streamed).await;
+    let ended = streamed.unwrap_or(Err((Decision::Aborted, "exchange_idle")));
     record.status(status);
     let after = match ended {
         Ok(()) => {

@@ -14,7 +14,7 @@ use super::{Proxy, bridge, intercept, passthrough, relay};
 use crate::audit::{Decision, Record, Traffic};
 use crate::host::HostPort;
 use crate::policy::Scheme;
-use crate::session::{Authenticated, TunnelGuard};
+use crate::session::TunnelGuard;
 use crate::wire::Connection;
 
 /// How a tunnel ended before it carried anything.
@@ -24,22 +24,21 @@ type Ended = (Decision, &'static str);
 pub(super) async fn run(
     proxy: &Arc<Proxy>,
     down: Connection,
-    caller: &Authenticated,
+    guard: &TunnelGuard,
     target: HostPort,
     peer: SocketAddr,
     mut record: Record,
 ) {
     let traffic = Arc::new(Traffic::default());
     record.meter(&traffic);
-    let guard = caller.handle().enter(&target);
     tokio::select! {
         biased;
         () = guard.cut() => record.decision(Decision::Aborted, "session_cut"),
-        ended = serve(proxy, down, &guard, target, (peer, traffic), &mut record) => match ended {
+        ended = serve(proxy, down, guard, target, (peer, traffic), &mut record) => match ended {
             Ok(()) => allowed(&mut record),
             Err((decision, reason)) => {
                 if decision == Decision::Denied {
-                    caller.handle().counters().denied.fetch_add(1, Ordering::Relaxed);
+                    guard.handle().counters().denied.fetch_add(1, Ordering::Relaxed);
                 }
                 record.decision(decision, reason);
             }

@@ -4,6 +4,7 @@
 //! back when its task ends. What happens on a connection is the business of the handler that `app`
 //! gives. This module never looks at a head.
 
+mod limit;
 mod tls;
 
 use std::future::Future;
@@ -22,6 +23,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::shutdown::Drain;
 use crate::wire::{Connection, Io, tune};
 
+pub use limit::{Newcomer, Newcomers, Throttle};
 pub use tls::{Error, FileCertificate};
 
 /// The first byte of a TLS handshake record (RFC 8446 §5.1).
@@ -44,7 +46,7 @@ pub type Certificates =
     Arc<dyn Fn(Option<String>, SocketAddr) -> BoxFuture<Option<Arc<ServerConfig>>> + Send + Sync>;
 
 /// Who is at the other end, and through which door they came.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// The address they come from.
     pub address: SocketAddr,
@@ -52,6 +54,8 @@ pub struct Peer {
     pub listener: SocketAddr,
     /// They speak TLS to us.
     pub tls: bool,
+    /// Counted until they show a right credential.
+    pub newcomer: Newcomer,
 }
 
 /// The limits of a door.
@@ -63,6 +67,25 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// How many connections may be open at once through all doors that share the permits.
     pub connections: usize,
+    /// How many of them one address may have before anybody has shown a right credential on them.
+    pub newcomers: usize,
+}
+
+/// What doors share: how many connections there may be, of all and of one address.
+#[derive(Clone, Debug)]
+pub struct Room {
+    permits: Arc<Semaphore>,
+    newcomers: Newcomers,
+}
+
+impl Room {
+    /// Makes room for so many connections as the limits say.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(config.connections)),
+            newcomers: Newcomers::new(config.newcomers),
+        }
+    }
 }
 
 /// A listener that is bound and not yet served.
@@ -71,7 +94,7 @@ pub struct Door {
     address: SocketAddr,
     certificates: Option<Certificates>,
     config: Config,
-    permits: Arc<Semaphore>,
+    room: Room,
 }
 
 impl std::fmt::Debug for Door {
@@ -92,7 +115,7 @@ impl Door {
         address: SocketAddr,
         certificates: Option<Certificates>,
         config: Config,
-        permits: Arc<Semaphore>,
+        room: Room,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
@@ -101,7 +124,7 @@ impl Door {
             address,
             certificates,
             config,
-            permits,
+            room,
         })
     }
 
@@ -127,16 +150,21 @@ impl Door {
             match accepted {
                 Ok((tcp, address)) => {
                     rest = REST.0;
+                    let Some(newcomer) = self.room.newcomers.admit(address.ip()) else {
+                        // No answer: it would be work for whoever sends the flood to have done.
+                        tracing::debug!(%address, "too many connections without a credential");
+                        continue;
+                    };
                     // Taken after the accept: a permit that waited for a connection would be
                     // missing at the other doors.
                     let permit = tokio::select! {
                         () = drain.draining() => return,
-                        permit = Arc::clone(&self.permits).acquire_owned() => permit,
+                        permit = Arc::clone(&self.room.permits).acquire_owned() => permit,
                     };
                     let Ok(permit) = permit else { return };
                     let door = Arc::clone(&door);
                     drain.spawn(async move {
-                        door.serve(tcp, address).await;
+                        door.serve(tcp, address, newcomer).await;
                         drop(permit);
                     });
                 }
@@ -159,7 +187,7 @@ struct Inner {
 }
 
 impl Inner {
-    async fn serve(&self, tcp: TcpStream, address: SocketAddr) {
+    async fn serve(&self, tcp: TcpStream, address: SocketAddr, newcomer: Newcomer) {
         let (Ok(()), Ok(listener)) = (tune(&tcp), tcp.local_addr()) else {
             return;
         };
@@ -167,6 +195,7 @@ impl Inner {
             address,
             listener,
             tls: false,
+            newcomer,
         };
         tokio::select! {
             biased;

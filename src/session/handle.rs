@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 use super::life::Life;
-use super::quota::{ExchangeGuard, Open};
+use super::quota::{ExchangeGuard, Limited, Open, Turn};
 use super::spec::{Form, Spec};
 use super::view::{HostView, SessionView};
 use crate::host::HostPort;
@@ -103,7 +103,26 @@ impl SessionHandle {
             .map(Arc::new)
     }
 
-    /// Enters a tunnel, or one plain request, to a target.
+    /// Enters a tunnel to a target.
+    ///
+    /// # Errors
+    /// [`Limited::Tunnels`].
+    pub fn tunnel(self: &Arc<Self>, target: &HostPort) -> Result<TunnelGuard, Limited> {
+        let cut = self.cut.child_token();
+        let key = self.open.enter_tunnel(target.clone(), cut.clone())?;
+        let handle = Arc::clone(self);
+        Ok(TunnelGuard { handle, key, cut })
+    }
+
+    /// Waits for the turn of one exchange. It renews nothing: the exchange may still be refused.
+    ///
+    /// # Errors
+    /// [`Limited::Exchanges`] and [`Limited::Rate`].
+    pub async fn turn(&self) -> Result<Turn, Limited> {
+        self.open.turn().await
+    }
+
+    /// Enters one plain request to a target.
     pub fn enter(self: &Arc<Self>, target: &HostPort) -> TunnelGuard {
         let cut = self.cut.child_token();
         let key = self.open.enter(target.clone(), cut.clone());

@@ -19,7 +19,7 @@ use super::capture;
 use super::credential::Credential;
 use super::handle::{Counters, SessionHandle, Standing};
 use super::life::{Clock, Life};
-use super::quota::Open;
+use super::quota::{Open, Quotas};
 use super::record;
 use super::spec::{FieldError, Form, Options, Spec, Warning};
 use super::view::{Retired, Sealed, SessionView};
@@ -77,6 +77,7 @@ pub struct Sessions {
     store: Arc<dyn Store>,
     keyring: Keyring,
     options: Options,
+    quotas: Quotas,
     rules: Arc<AddressRules>,
     audit: Sink,
     clock: Clock,
@@ -99,11 +100,19 @@ impl Sessions {
             store,
             keyring,
             options,
+            quotas: Quotas::default(),
             rules,
             audit,
             clock: Clock::default(),
             decoy,
         }
+    }
+
+    /// Sets how much each session may have open.
+    #[must_use]
+    pub fn with_quotas(mut self, quotas: Quotas) -> Self {
+        self.quotas = quotas;
+        self
     }
 
     /// Takes the time from a clock that a test can move.
@@ -147,9 +156,9 @@ impl Sessions {
             })),
             changing: tokio::sync::Mutex::new(()),
             cut: CancellationToken::new(),
-            pool: Pool::default(),
+            pool: Pool::keeping(self.quotas.pool),
             rules: Arc::clone(&self.rules),
-            open: Open::default(),
+            open: Open::new(self.quotas),
             counters: Counters::default(),
         });
         self.table.insert(id, Arc::clone(&handle));

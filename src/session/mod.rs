@@ -19,7 +19,7 @@ pub use capture::{CAPTURED_LIMIT, CaptureForm};
 pub use credential::Credential;
 pub use handle::{Counters, SessionHandle, TunnelGuard};
 pub use live::{Authenticated, Created, Patched, Sessions};
-pub use quota::ExchangeGuard;
+pub use quota::{ExchangeGuard, Limited, Quotas, Turn};
 pub use spec::{
     BAD_FIELDS_LIMIT, FieldError, Form, Options, SecretForm, SecretSpec, Spec, Warning,
 };

@@ -100,6 +100,8 @@ pub struct Swapped {
     pub left: u32,
     /// The bytes of values that were put in.
     value_bytes: usize,
+    /// The most tokens, where it is not [`SUBSTITUTION_LIMIT`].
+    limit: Option<u32>,
 }
 
 impl Swapped {
@@ -115,7 +117,7 @@ impl Swapped {
     /// Notes a swap before it is made.
     fn count(&mut self, name: &Arc<str>) -> Result<(), Error> {
         self.count += 1;
-        if self.count > SUBSTITUTION_LIMIT {
+        if self.count > self.limit.unwrap_or(SUBSTITUTION_LIMIT) {
             return Err(Error::Limit);
         }
         if !self.names.contains(name) {
@@ -189,6 +191,7 @@ impl Form {
 #[derive(Debug, Clone)]
 pub struct Swapper {
     finder: Finder<'static>,
+    limit: u32,
 }
 
 impl Default for Swapper {
@@ -202,7 +205,20 @@ impl Swapper {
     pub fn new() -> Self {
         Self {
             finder: Finder::new(MARKER),
+            limit: SUBSTITUTION_LIMIT,
         }
+    }
+
+    /// Sets the most tokens that are swapped in one head, or in one body.
+    #[must_use]
+    pub fn with_limit(mut self, limit: u32) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Returns the most tokens that are swapped in one head, or in one body.
+    pub fn limit(&self) -> u32 {
+        self.limit
     }
 
     /// Swaps the tokens in the fields, in `Authorization: Basic` and in path and query of a
@@ -235,7 +251,10 @@ impl Swapper {
     }
 
     fn swap_places<L: Lookup>(&self, head: &mut RequestHead, lookup: &L) -> Result<Swapped, Error> {
-        let mut swapped = Swapped::default();
+        let mut swapped = Swapped {
+            limit: Some(self.limit),
+            ..Swapped::default()
+        };
         // Basic first: it reads only values as the client sent them. After the headers it could
         // meet the value of a secret that is a Basic credential itself, and look into that.
         basic::swap(self, &mut head.fields, lookup, &mut swapped)?;

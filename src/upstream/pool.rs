@@ -21,8 +21,6 @@ use crate::wire::{Connection, Io};
 
 /// How long an idle connection is kept.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
-/// How many connections one session keeps, idle and shared, to all hosts together.
-const KEPT_PER_SESSION: usize = 128;
 /// How many shared connections one session has to one host before exchanges wait for each other.
 const SHARED_PER_HOST: usize = 16;
 
@@ -33,11 +31,13 @@ fn key_of(grant: &Grant) -> Key {
 }
 
 /// The connections of one session.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pool(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// How many connections are kept, idle and shared, to all hosts together.
+    limit: usize,
     idle: HashMap<Key, Vec<Idle>>,
     shared: HashMap<Key, Vec<Shared>>,
     flights: HashMap<Key, Arc<Flight>>,
@@ -66,7 +66,7 @@ impl Inner {
     /// Tells whether one more connection may be kept.
     fn has_room(&self) -> bool {
         let shared: usize = self.shared.values().map(Vec::len).sum();
-        !self.closed && self.count + shared < KEPT_PER_SESSION
+        !self.closed && self.count + shared < self.limit
     }
 
     fn pop(&mut self, key: &Key) -> Option<Idle> {
@@ -76,7 +76,22 @@ impl Inner {
     }
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self::keeping(128)
+    }
+}
+
 impl Pool {
+    /// Keeps at most so many connections, idle and shared, to all hosts together.
+    pub fn keeping(limit: usize) -> Self {
+        let inner = Inner {
+            limit,
+            ..Inner::default()
+        };
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
     /// Takes the connection that was used last, if one is still good.
     pub(super) fn take(&self, grant: &Grant) -> Option<Lease> {
         let key = key_of(grant);

@@ -12,18 +12,43 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
-use super::API_KEY;
 use super::failure::Failure;
+use super::{API_KEY, Connection, carries_credential};
 use crate::id::TenantId;
 use crate::secret::Fingerprint;
+use crate::serve::{Newcomer, Throttle};
 
-/// The API keys of all tenants.
-pub struct ApiKeys(Vec<(TenantId, Fingerprint)>);
+/// The API keys of all tenants, and who has failed to show one.
+pub struct ApiKeys {
+    keys: Vec<(TenantId, Fingerprint)>,
+    throttle: Option<Arc<Throttle>>,
+}
 
 impl ApiKeys {
     /// Takes the keys as fingerprints. A tenant may have several; with none, every call is refused.
     pub fn new(keys: Vec<(TenantId, Fingerprint)>) -> Self {
-        Self(keys)
+        Self {
+            keys,
+            throttle: None,
+        }
+    }
+
+    /// Holds back addresses that show wrong keys.
+    #[must_use]
+    pub fn with_throttle(mut self, throttle: Arc<Throttle>) -> Self {
+        self.throttle = Some(throttle);
+        self
+    }
+
+    /// Says no to a call. One without a key is no attempt.
+    fn refuse(&self, parts: &Parts) -> Failure {
+        let from = parts.extensions.get::<Connection>();
+        let counted = from.filter(|_| carries_credential(&parts.headers));
+        let held = match (&self.throttle, counted) {
+            (Some(throttle), Some(from)) => throttle.failed(from.peer.ip()),
+            _ => Ok(()),
+        };
+        held.map_or_else(Failure::TooManyAttempts, |()| Failure::Unauthenticated)
     }
 
     /// Finds whose key this is. Every kept key is looked at, wherever the match stands.
@@ -31,7 +56,7 @@ impl ApiKeys {
         if key.is_empty() {
             return None;
         }
-        self.0.iter().fold(None, |found, (tenant, kept)| {
+        self.keys.iter().fold(None, |found, (tenant, kept)| {
             let matches = kept.matches(key);
             if matches { Some(tenant) } else { found }
         })
@@ -40,7 +65,7 @@ impl ApiKeys {
 
 impl fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ApiKeys({})", self.0.len())
+        write!(f, "ApiKeys({})", self.keys.len())
     }
 }
 
@@ -90,7 +115,14 @@ where
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        Self::check(&parts.headers, &Arc::from_ref(state))
+        let keys: Arc<ApiKeys> = Arc::from_ref(state);
+        let Ok(caller) = Self::check(&parts.headers, &keys) else {
+            return Err(keys.refuse(parts));
+        };
+        if let Some(newcomer) = parts.extensions.get::<Newcomer>() {
+            newcomer.known();
+        }
+        Ok(caller)
     }
 }
 

@@ -7,6 +7,7 @@
 use std::error::Error as StdError;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -70,6 +71,9 @@ pub enum Failure {
     /// The body is longer than the limit.
     #[error("the body has more than 1 MiB")]
     TooLarge,
+    /// Too many wrong keys came from the address; it is to wait so long.
+    #[error("too many wrong API keys came from this address: a right one is always taken")]
+    TooManyAttempts(Duration),
     /// No API key, a wrong one, or two different ones.
     #[error("an API key is needed: Authorization: Bearer KEY, or x-api-key: KEY")]
     Unauthenticated,
@@ -109,6 +113,7 @@ impl Failure {
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
             Self::TlsRequired => (StatusCode::FORBIDDEN, "tls_required"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::TooManyAttempts(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_auth_failures"),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated"),
             Self::UnsupportedMedia => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
@@ -153,6 +158,10 @@ impl Failure {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
             }
             _ => {}
+        }
+        if let Self::TooManyAttempts(wait) = self {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, seconds.max(1).into());
         }
         if !head {
             *response.body_mut() = Body::from(problem.to_string());

@@ -52,6 +52,38 @@ pub struct Body {
     trailers: Option<Box<Fields>>,
     extension_bytes: usize,
     data_bytes: u64,
+    limits: BodyLimits,
+}
+
+/// The bounds of the body of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyLimits {
+    /// Its bytes; none for any number.
+    pub bytes: Option<u64>,
+    /// The bytes of all its chunk extensions.
+    pub extension_bytes: usize,
+}
+
+impl Default for BodyLimits {
+    fn default() -> Self {
+        Self {
+            bytes: None,
+            extension_bytes: EXTENSION_LIMIT_BYTES,
+        }
+    }
+}
+
+impl BodyLimits {
+    /// Checks a length, stated or come to.
+    ///
+    /// # Errors
+    /// [`Error::BodyTooLong`].
+    pub fn check(&self, bytes: u64) -> Result<(), Error> {
+        match self.bytes {
+            Some(limit) if bytes > limit => Err(Error::BodyTooLong),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Body {
@@ -69,7 +101,16 @@ impl Body {
             trailers: None,
             extension_bytes: 0,
             data_bytes: 0,
+            limits: BodyLimits::default(),
         }
+    }
+
+    /// Sets the bounds of a body that was not begun. A length that its head states is to be checked
+    /// by the caller; each chunk is checked before any of its data is passed on.
+    #[must_use]
+    pub fn within(mut self, limits: BodyLimits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// Makes a body that is through, for its accounting.
@@ -238,13 +279,14 @@ impl Body {
             return Err(Error::Chunk);
         }
         self.extension_bytes += extension.len();
-        if self.extension_bytes > EXTENSION_LIMIT_BYTES {
+        if self.extension_bytes > self.limits.extension_bytes {
             return Err(Error::Chunk);
         }
         let size = line
             .iter()
             .take(digits)
             .fold(0, |sum, d| sum * 16 + u64::from(hex_value(*d)));
+        self.limits.check(self.data_bytes.saturating_add(size))?;
         input.advance(end + 1);
         if !self.unframed {
             out.extend_from_slice(format!("{size:x}\r\n").as_bytes());

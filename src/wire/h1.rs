@@ -50,6 +50,9 @@ pub enum Error {
     /// The trailer section is malformed, too large or has a field that frames or routes.
     #[error("the trailer section is malformed")]
     Trailer,
+    /// The body is over the limit of whoever asked for one.
+    #[error("the body is too long")]
+    BodyTooLong,
     /// A content coding is malformed, or expands beyond reason.
     #[error("the content coding of the body is malformed or expands too far")]
     Coding,
@@ -74,16 +77,55 @@ pub enum Framing {
     UntilClose,
 }
 
+/// The bounds of the head of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Its bytes, start line and empty line included.
+    pub bytes: usize,
+    /// Its fields.
+    pub fields: usize,
+    /// The bytes of its target.
+    pub target_bytes: usize,
+}
+
+impl Default for HeadLimits {
+    /// The bounds that answers have too.
+    fn default() -> Self {
+        Self {
+            bytes: HEAD_LIMIT_BYTES,
+            fields: FIELD_LIMIT,
+            target_bytes: TARGET_LIMIT_BYTES,
+        }
+    }
+}
+
 /// Finds the end of a head in a buffer that grows, looking at each byte once.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub struct HeadScanner {
+    /// The most bytes.
+    limit: usize,
     /// Where the current line starts.
     line: usize,
     /// How far the buffer was looked at.
     seen: usize,
 }
 
+impl Default for HeadScanner {
+    fn default() -> Self {
+        Self::within(HEAD_LIMIT_BYTES)
+    }
+}
+
 impl HeadScanner {
+    /// Scans a head of at most so many bytes.
+    pub fn within(limit: usize) -> Self {
+        Self {
+            limit,
+            line: 0,
+            seen: 0,
+        }
+    }
+
     /// Returns the length of the head, empty line included, once the buffer holds it whole.
     ///
     /// # Errors
@@ -100,7 +142,7 @@ impl HeadScanner {
                 return Err(Error::LineEnd);
             }
             let length = line_feed + 1;
-            if length > HEAD_LIMIT_BYTES {
+            if length > self.limit {
                 return Err(Error::HeadTooLarge);
             }
             if line.len() == 1 {
@@ -114,7 +156,7 @@ impl HeadScanner {
             self.seen = length;
         }
         self.seen = buffer.len();
-        if self.seen >= HEAD_LIMIT_BYTES {
+        if self.seen >= self.limit {
             // A start line that alone fills the head is the target's fault.
             return Err(if self.line == 0 {
                 Error::TargetTooLong
@@ -131,6 +173,14 @@ impl HeadScanner {
 /// # Errors
 /// See [`Error`].
 pub fn parse_request(block: Bytes) -> Result<RequestHead, Error> {
+    parse_request_within(block, &HeadLimits::default())
+}
+
+/// Parses the head of a request as [`parse_request`] does, within bounds of the caller's.
+///
+/// # Errors
+/// See [`Error`].
+pub fn parse_request_within(block: Bytes, limits: &HeadLimits) -> Result<RequestHead, Error> {
     let line = first_line(&block)?;
     let method_end = memchr::memchr(b' ', line).ok_or(Error::StartLine)?;
     let target_end = memchr::memrchr(b' ', line).ok_or(Error::StartLine)?;
@@ -140,7 +190,7 @@ pub fn parse_request(block: Bytes) -> Result<RequestHead, Error> {
         .get(method_end + 1..target_end)
         .ok_or(Error::StartLine)?;
     let version = version(line.get(target_end + 1..).unwrap_or_default())?;
-    if target.len() > TARGET_LIMIT_BYTES {
+    if target.len() > limits.target_bytes {
         return Err(Error::TargetTooLong);
     }
     if !is_token(method) || target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
@@ -151,7 +201,7 @@ pub fn parse_request(block: Bytes) -> Result<RequestHead, Error> {
         Span::new(method_end + 1..target_end),
     );
     let start = line.len() + 2;
-    let fields = parse_fields(block, start)?;
+    let fields = parse_fields(block, start, limits.fields)?;
     Ok(RequestHead::new(spans.0, spans.1, version, fields))
 }
 
@@ -183,7 +233,7 @@ pub fn parse_answer(block: Bytes) -> Result<AnswerHead, Error> {
         status,
         reason,
         version,
-        fields: parse_fields(block, start)?,
+        fields: parse_fields(block, start, FIELD_LIMIT)?,
     })
 }
 
@@ -200,7 +250,7 @@ pub fn parse_trailers(block: Bytes) -> Result<Fields, Error> {
         "trailer",
         "te",
     ];
-    let fields = parse_fields(block, 0).map_err(|_whatever| Error::Trailer)?;
+    let fields = parse_fields(block, 0, FIELD_LIMIT).map_err(|_whatever| Error::Trailer)?;
     let disguised = fields.iter().any(|field| is_disguised(field.name));
     if disguised || REFUSED.iter().any(|name| fields.first(name).is_some()) {
         return Err(Error::Trailer);
@@ -292,7 +342,7 @@ fn version(text: &[u8]) -> Result<Version, Error> {
     }
 }
 
-fn parse_fields(block: Bytes, mut start: usize) -> Result<Fields, Error> {
+fn parse_fields(block: Bytes, mut start: usize, limit: usize) -> Result<Fields, Error> {
     let text = block.clone();
     let mut fields = Fields::new(block);
     loop {
@@ -306,7 +356,7 @@ fn parse_fields(block: Bytes, mut start: usize) -> Result<Fields, Error> {
                 Err(Error::Field)
             };
         }
-        if fields.len() == FIELD_LIMIT {
+        if fields.len() >= limit {
             return Err(Error::HeadTooLarge);
         }
         let colon = memchr::memchr(b':', line).ok_or(Error::Field)?;

@@ -10,7 +10,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Uri, Version as HttpVersion, request, response};
 
 use super::h1::{
-    Error, HEAD_LIMIT_BYTES, TRAILER_LIMIT_BYTES, parse_answer, parse_request, parse_trailers,
+    Error, HEAD_LIMIT_BYTES, HeadLimits, TRAILER_LIMIT_BYTES, parse_answer, parse_request_within,
+    parse_trailers,
 };
 use super::head::{AnswerHead, Fields, RequestHead};
 use super::hygiene::clean_trailers;
@@ -31,7 +32,10 @@ const CONNECTION_FIELDS: [&str; 6] = [
 /// # Errors
 /// See [`Error`]; [`Error::Field`] also for a field about the connection, and for blanks around a
 /// value.
-pub fn request_from_parts(parts: &request::Parts) -> Result<RequestHead, Error> {
+pub fn request_from_parts(
+    parts: &request::Parts,
+    limits: &HeadLimits,
+) -> Result<RequestHead, Error> {
     let fields = &parts.headers;
     check_fields(fields)?;
     // RFC 9113 §8.2.1: the library lets them pass, and another reader may keep them.
@@ -72,7 +76,7 @@ pub fn request_from_parts(parts: &request::Parts) -> Result<RequestHead, Error> 
     if !crumbs.is_empty() {
         line(&mut text, b"cookie", &crumbs.join(&b"; "[..]));
     }
-    parse_request(ended(text)?)
+    parse_request_within(ended(text, limits.bytes)?, limits)
 }
 
 /// Tells whether the sender of a request takes trailers (RFC 9110 §10.1.4).
@@ -129,7 +133,7 @@ pub fn answer_from_parts(parts: &response::Parts) -> Result<AnswerHead, Error> {
     for (name, value) in &parts.headers {
         line(&mut text, name.as_str().as_bytes(), value.as_bytes());
     }
-    parse_answer(ended(text)?)
+    parse_answer(ended(text, HEAD_LIMIT_BYTES)?)
 }
 
 /// Makes an answer head of HTTP/2. The framing of HTTP/1.1 chunks is left out.
@@ -209,9 +213,9 @@ fn line(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     text.extend_from_slice(b"\r\n");
 }
 
-fn ended(mut text: Vec<u8>) -> Result<Bytes, Error> {
+fn ended(mut text: Vec<u8>, limit: usize) -> Result<Bytes, Error> {
     text.extend_from_slice(b"\r\n");
-    if text.len() > HEAD_LIMIT_BYTES {
+    if text.len() > limit {
         return Err(Error::HeadTooLarge);
     }
     Ok(Bytes::from(text))
@@ -237,7 +241,7 @@ mod tests {
     }
 
     fn written(target: &str, fields: &[(&str, &str)]) -> Result<String, Error> {
-        let head = request_from_parts(&parts(target, fields))?;
+        let head = request_from_parts(&parts(target, fields), &HeadLimits::default())?;
         let mut text = Vec::new();
         head.write(&mut text);
         Ok(String::from_utf8(text).unwrap())
@@ -307,7 +311,7 @@ mod tests {
     #[test]
     fn a_swapped_value_is_marked_and_the_rest_is_not() {
         let from = parts("https://a.example/", &[("x-key", "token"), ("x-b", "c")]);
-        let mut head = request_from_parts(&from).unwrap();
+        let mut head = request_from_parts(&from, &HeadLimits::default()).unwrap();
         let index = head
             .fields
             .iter()

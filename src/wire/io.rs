@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
-use super::h1::{Error, HeadScanner};
+use super::h1::{Error, HEAD_LIMIT_BYTES, HeadScanner};
 
 /// How much is read at once, in bytes: one TLS record and its neighbour.
 const READ_BYTES: usize = 32 * 1024;
@@ -118,6 +118,8 @@ pub struct Connection {
     /// Wakes the wait for a head. It may be set to an earlier time than the wait ends at: setting
     /// it anew for each of many heads costs more than being woken once for nothing.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// The most bytes of a head that is read whole.
+    head_limit: usize,
 }
 
 impl std::fmt::Debug for Connection {
@@ -135,7 +137,15 @@ impl Connection {
             io,
             input: BytesMut::new(),
             alarm: None,
+            head_limit: HEAD_LIMIT_BYTES,
         }
+    }
+
+    /// Sets the most bytes of a head that [`Self::read_head`] reads.
+    #[must_use]
+    pub fn with_head_limit(mut self, bytes: usize) -> Self {
+        self.head_limit = bytes;
+        self
     }
 
     /// Gives the stream back, with what was read from it to be read again.
@@ -166,7 +176,7 @@ impl Connection {
                 Some(Ok(_)) => {}
             }
         }
-        let mut scanner = HeadScanner::default();
+        let mut scanner = HeadScanner::within(self.head_limit);
         if let Some(head) = self.take_head(&mut scanner)? {
             return Ok(head);
         }

@@ -15,12 +15,12 @@ mod io;
 mod outbox;
 mod reframe;
 
-pub use body::{Body, Progress};
+pub use body::{Body, BodyLimits, Progress};
 pub use flow::{Flow, FlowError};
 pub use h1::{
-    EXTENSION_LIMIT_BYTES, Error, FIELD_LIMIT, Framing, HEAD_LIMIT_BYTES, HeadScanner,
+    EXTENSION_LIMIT_BYTES, Error, FIELD_LIMIT, Framing, HEAD_LIMIT_BYTES, HeadLimits, HeadScanner,
     TARGET_LIMIT_BYTES, TRAILER_LIMIT_BYTES, answer_framing, parse_answer, parse_request,
-    parse_trailers, request_framing,
+    parse_request_within, parse_trailers, request_framing,
 };
 pub use h2::{
     answer_from_parts, answer_to_parts, is_trailers_wanted, request_from_parts, request_to_parts,

@@ -15,10 +15,15 @@ fn parts(answer: &Answer) -> (u16, String, &[u8]) {
 }
 
 #[tokio::test]
-async fn missing_unknown_and_wrong_credentials_get_one_and_the_same_407() {
-    let scene = Scene::new().await;
+async fn case_59_missing_unknown_and_wrong_credentials_get_one_and_the_same_407() {
+    // More attempts than one address has.
+    let scene =
+        Scene::vault(|vault| vault.config(|config| config.limits.auth_failures = 1_000)).await;
     let (id, token) = (&scene.session.session_id, &scene.session.token);
     let other = scene.vault.session(&Scene::request()).await;
+    let deleted = scene.vault.session(&Scene::request()).await;
+    let sdk = scene.vault.sdk();
+    sdk.delete_session(&deleted.session_id).await.expect("gone");
     let good = scene.workload.authorization();
     let wrong =
         |user: &str, password: &str| format!("Proxy-Authorization: {}\r\n", basic(user, password));
@@ -32,6 +37,7 @@ async fn missing_unknown_and_wrong_credentials_get_one_and_the_same_407() {
         wrong(id, &format!("{token}0")),
         wrong(id, &token.to_uppercase()),
         wrong(&unknown, token),
+        wrong(&deleted.session_id, &deleted.token),
         wrong("", token),
         wrong(id, &other.token),
         wrong(&other.session_id, token),
@@ -64,11 +70,45 @@ async fn missing_unknown_and_wrong_credentials_get_one_and_the_same_407() {
             );
             assert_eq!(answer.code(), "proxy_authentication_required");
         }
+        // In absolute form as well.
+        conn.send(format!(
+            "GET http://{GOOD}/ HTTP/1.1\r\nHost: {GOOD}\r\n{lines}\r\n"
+        ))
+        .await;
+        assert_eq!(Some(parts(&conn.answer().await)), first.as_ref().map(parts));
         // The same connection goes on once the credentials are right.
         let answer = scene.workload.ask(&mut conn, "good.example.com:443").await;
         assert_eq!(answer.status, 200, "{lines}");
     }
     scene.nothing_arrived("bad credentials").await;
+}
+
+#[tokio::test]
+async fn case_60_credentials_of_two_sessions_do_not_mix() {
+    let scene = Scene::new().await;
+    let other = scene.vault.session(&Scene::request()).await;
+    let line =
+        |user: &str, password: &str| format!("Proxy-Authorization: {}\r\n", basic(user, password));
+    let (mine, theirs) = (&scene.session, &other);
+    let good = line(&mine.session_id, &mine.token);
+    let bad = line(&mine.session_id, "tok_bad");
+    for lines in [
+        line(&mine.session_id, &theirs.token),
+        line(&theirs.session_id, &mine.token),
+        format!("{bad}{good}"),
+        format!("{good}{bad}"),
+        format!("{good}{}", line(&theirs.session_id, &theirs.token)),
+    ] {
+        for head in [
+            "CONNECT good.example.com:443 HTTP/1.1\r\nHost: good.example.com:443\r\n",
+            "GET http://good.example.com/ HTTP/1.1\r\nHost: good.example.com\r\n",
+        ] {
+            let mut conn = scene.workload.plain().await;
+            conn.send(format!("{head}{lines}\r\n")).await;
+            assert_eq!(conn.answer().await.status, 407, "{head}{lines}");
+        }
+    }
+    scene.nothing_arrived("credentials of two sessions").await;
 }
 
 #[tokio::test]

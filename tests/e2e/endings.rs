@@ -15,7 +15,7 @@ fn get(path: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_takes_the_upstream_s_connection_with_it() {
+async fn case_69_a_client_that_leaves_takes_the_upstream_s_connection_with_it() {
     // What the origin has sent by the time the client leaves.
     for sent in [
         "",

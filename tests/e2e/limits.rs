@@ -175,7 +175,7 @@ async fn an_upstream_that_does_not_accept_is_504() {
 }
 
 #[tokio::test]
-async fn idle_connections_end_and_busy_ones_do_not() {
+async fn case_68_idle_connections_end_and_busy_ones_do_not() {
     let (release, gate) = watch::channel(false);
     let origin = Origin::script(move |request, conn| {
         let mut gate = gate.clone();

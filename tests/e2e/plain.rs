@@ -213,7 +213,7 @@ async fn what_may_not_pass_is_refused_with_nothing_forwarded() {
 }
 
 #[tokio::test]
-async fn every_request_brings_its_own_credentials() {
+async fn case_61_every_request_brings_its_own_credentials() {
     let scene = scene().await;
     let other = scene
         .vault
@@ -239,6 +239,8 @@ async fn every_request_brings_its_own_credentials() {
             !contains(&scene.good.bytes(), REAL),
             "another session's token opens nothing"
         );
+        let literal = contains(&scene.good.bytes(), scene.token());
+        assert_eq!(literal, status == 200, "it is text: {credentials}");
         assert_eq!(
             scene.good.bytes().is_empty(),
             status == 407,

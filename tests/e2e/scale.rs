@@ -28,6 +28,11 @@ async fn peer_72_a_thousand_first_requests_over_eight_sessions_mint_one_leaf() {
     let origin = Origin::echo_ok().await;
     let vault = Vault::builder()
         .resolve("new.example.com", origin.addr())
+        // All come from one address, and each session has more at once than it may by default.
+        .config(|config| {
+            config.limits.unauthenticated_per_address = REQUESTS;
+            config.limits.session_exchanges = REQUESTS;
+        })
         .start()
         .await;
     let mut requests = JoinSet::new();

@@ -375,7 +375,7 @@ async fn narrowing_cuts_what_left_the_policy_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_deleted_session_ends_at_once_everywhere() {
+async fn case_62_a_deleted_session_ends_at_once_everywhere() {
     let origin = endless().await;
     let scene = Scene::with_good(
         origin,
@@ -421,6 +421,11 @@ async fn a_deleted_session_ends_at_once_everywhere() {
         .await
         .expect("a list");
     assert!(listed.sessions.is_empty());
+    // Another session goes on.
+    let other = scene.vault.session(&Scene::request()).await;
+    let mut conn = scene.vault.workload(&other).connect(TARGET).await;
+    conn.send(get(GOOD, "x")).await;
+    assert_eq!(conn.answer().await.status, 200);
 }
 
 #[tokio::test]

@@ -128,7 +128,7 @@ async fn nothing_secret_comes_back() {
 }
 
 #[tokio::test]
-async fn another_tenants_session_is_not_there() {
+async fn case_64_another_tenants_session_is_not_there() {
     let api = Api::new();
     let path = api.session(&two_secrets()).await;
     let unknown = "/v1/sessions/sess_0123456789abcdef0123456789abcdef".to_owned();

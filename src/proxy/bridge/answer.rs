@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -21,6 +22,7 @@ use super::reset_error;
 use super::upload::cleaned;
 use crate::audit::Decision;
 use crate::proxy::context::Meter;
+use crate::proxy::deadline::Silence;
 use crate::upstream::{BodyError, Taken};
 
 /// Where the body of an answer comes from.
@@ -91,16 +93,23 @@ pub(super) struct AnswerBody {
     change: Option<Changed>,
     meter: Arc<Meter>,
     pace: Arc<Pace>,
+    silence: Option<Silence<Arc<Meter>>>,
     ledger: Ledger,
 }
 
 impl AnswerBody {
-    pub(super) fn new(source: Source, change: Option<Changed>, mut ledger: Ledger) -> Self {
+    pub(super) fn new(
+        source: Source,
+        change: Option<Changed>,
+        idle_timeout: Option<Duration>,
+        mut ledger: Ledger,
+    ) -> Self {
         let (meter, pace) = (ledger.meter(), ledger.pace());
         ledger.answer();
         let mut body = Self {
             source,
             change,
+            silence: Silence::new(idle_timeout, Arc::clone(&meter)),
             meter,
             pace,
             ledger,
@@ -177,7 +186,17 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         this.pace.asked(Way::Down);
-        let frame = ready!(this.poll_next(cx));
+        let Poll::Ready(frame) = this.poll_next(cx) else {
+            if this
+                .silence
+                .as_mut()
+                .is_some_and(|silence| silence.poll(cx))
+            {
+                this.ledger.settle(Decision::Aborted, "exchange_idle");
+                return Poll::Ready(Some(Err(reset_error(h2::Reason::CANCEL))));
+            }
+            return Poll::Pending;
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {

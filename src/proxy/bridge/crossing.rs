@@ -17,9 +17,10 @@ use super::feed::Feed;
 use super::gather::{GATHER_BYTES, PIECE_BYTES};
 use super::ledger::Ledger;
 use super::upload::Upload;
-use super::{Failure, no_route};
+use super::{Failure, no_route, patience};
 use crate::audit::Decision;
 use crate::proxy::context::Lane;
+use crate::proxy::deadline::{Silent, unless_silent};
 use crate::proxy::exchange::written;
 use crate::proxy::reject;
 use crate::proxy::response::{AnswerReader, Lost, Stall, Taken};
@@ -95,9 +96,12 @@ impl Crossing {
         ledger: &mut Ledger,
     ) -> Result<(AnswerHead, Source), Failure> {
         let mut stall = Stall::new(lane.proxy.config.stall_timeout);
+        let meter = ledger.meter();
         let answer = loop {
             ledger.record().address(lease.address());
-            match self.ask(&mut lease, &mut stall).await {
+            let answer = unless_silent(patience(lane), &meter, self.ask(&mut lease, &mut stall));
+            let answer = answer.await;
+            match answer.map_err(|Silent| reject::silent(self.upload.is_done()))? {
                 Ok(answer) => break answer,
                 Err(Lost::UpstreamSilent) if lease.is_reused() => {
                     if !self.upload.outbox().is_unsent() {

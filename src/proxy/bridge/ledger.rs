@@ -13,7 +13,7 @@ use super::upload::Fault;
 use crate::audit::{Decision, Record};
 use crate::proxy::context::{Lane, Meter};
 use crate::proxy::reject::Refusal;
-use crate::session::{ExchangeGuard, SessionHandle};
+use crate::session::{ExchangeGuard, SessionHandle, Turn};
 
 /// The record of a stream, and its guards.
 pub(super) struct Ledger {
@@ -29,6 +29,7 @@ pub(super) struct Ledger {
     /// What was wrong with the body of the request.
     fault: Arc<OnceLock<Fault>>,
     in_flight: Option<ExchangeGuard>,
+    turn: Option<Turn>,
     active: Active,
 }
 
@@ -47,6 +48,7 @@ impl Ledger {
             over: CancellationToken::new().drop_guard(),
             fault: Arc::default(),
             in_flight: None,
+            turn: None,
             active,
         }
     }
@@ -58,6 +60,13 @@ impl Ledger {
 
     pub(super) fn record(&mut self) -> &mut Record {
         &mut self.record
+    }
+
+    /// Waits for the exchange's turn among those of its session.
+    pub(super) async fn wait_turn(&mut self, lane: &Lane<'_>) -> Result<(), Refusal> {
+        let turn = lane.handle.turn().await;
+        self.turn = Some(turn.map_err(Refusal::limited)?);
+        Ok(())
     }
 
     /// Notes that the request leaves: from here on the session is in use. A refused request does not

@@ -18,6 +18,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -38,7 +39,8 @@ use crate::proxy::body::BodySwapping;
 use crate::proxy::capture;
 use crate::proxy::capture::Capture;
 use crate::proxy::context::{Lane, Lanes};
-use crate::proxy::exchange::{Admitted, admit, repeatable};
+use crate::proxy::deadline::{Silent, shorter, unless_silent};
+use crate::proxy::exchange::{Admitted, admit, check_length, repeatable};
 use crate::proxy::reject::{self, Refusal};
 use crate::proxy::scrub::Scrub;
 use crate::upstream::{BodyError, RequestBody, Route, SendError, StreamLease};
@@ -56,28 +58,15 @@ use pace::{Activity, Streams};
 use pieces::Pieces;
 use upload::{Fault, UploadBody};
 
-/// How many streams a workload may have open at once on one connection.
-const STREAM_LIMIT: u32 = 100;
-/// How much of one request may be under way unread, in bytes.
-const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
-/// How much of all requests of one connection may be under way unread, in bytes. As many times as
-/// upstream, so that one stream of small frames cannot end the others.
-const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 /// How much of one answer is held for a workload that does not take it, in bytes.
 const SEND_BUFFER_BYTES: usize = 16 * 1024;
-/// The largest list of fields, in bytes, as HTTP/2 counts them: as much as a
-/// head of HTTP/1.1 may have.
-const HEADER_LIST_BYTES: u32 = 64 * 1024;
-/// How many streams a workload may reset before we have looked at them.
-const PENDING_RESETS: usize = 20;
-/// How many streams a workload may make us reset by its errors.
-const ERROR_RESETS: usize = 64;
 
 /// Serves a connection on which HTTP/2 was agreed on, to its end.
 pub(super) async fn run(lanes: Lanes, down: Connection) {
     let config = lanes.proxy.config;
     let drain = lanes.proxy.drain.clone();
-    let activity = Arc::new(Activity::default());
+    let limits = config.h2;
+    let activity = Arc::new(Activity::new(limits.given_up));
     let bridge = Arc::new(Bridge {
         lanes,
         activity: Arc::clone(&activity),
@@ -89,13 +78,13 @@ pub(super) async fn run(lanes: Lanes, down: Connection) {
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
-        .max_concurrent_streams(STREAM_LIMIT)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEADER_LIST_BYTES)
+        .max_concurrent_streams(limits.streams)
+        .initial_stream_window_size(limits.stream_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes)
+        .max_header_list_size(limits.header_list_bytes)
         .max_send_buf_size(SEND_BUFFER_BYTES)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(ERROR_RESETS);
+        .max_pending_accept_reset_streams(limits.pending_resets)
+        .max_local_error_reset_streams(limits.error_resets);
     // What is noted here is noted even if the stream is cut before its task runs.
     let service = service_fn(move |request| {
         let ledger = bridge.begin(&request);
@@ -202,12 +191,13 @@ impl Bridge {
         ledger.start();
         let mut lane = self.lanes.lane();
         let is_head = request.method() == Method::HEAD;
+        let idle_timeout = lane.proxy.config.exchange_idle_timeout;
         let (parts, body) = request.into_parts();
         let answered = Box::pin(attempt(&mut lane, &mut ledger, parts, body)).await;
         self.lanes.keep(&lane);
         match answered {
             Ok(answered) => {
-                let body = AnswerBody::new(answered.source, answered.change, ledger);
+                let body = AnswerBody::new(answered.source, answered.change, idle_timeout, ledger);
                 Ok(Response::from_parts(answered.parts, body))
             }
             Err(Failure::Refused(refusal)) => {
@@ -218,7 +208,7 @@ impl Bridge {
                 ledger.refused(&refusal);
                 let (parts, text) = refusal.response().into_parts();
                 let text = if is_head { Bytes::new() } else { text };
-                let body = AnswerBody::new(Source::Own(text), None, ledger);
+                let body = AnswerBody::new(Source::Own(text), None, None, ledger);
                 Ok(Response::from_parts(parts, body))
             }
             Err(Failure::Gone) => {
@@ -248,9 +238,12 @@ async fn attempt(
     parts: Parts,
     body: Incoming,
 ) -> Result<Answered, Failure> {
+    // Before anything else: what waits for its turn is checked against the session as it then is.
+    ledger.wait_turn(lane).await?;
     check_scheme(lane, &parts)?;
+    let limits = lane.proxy.config;
     let trailers_wanted = is_trailers_wanted(&parts);
-    let mut head = request_from_parts(&parts)?;
+    let mut head = request_from_parts(&parts, &limits.head)?;
     drop(parts);
     let Admitted {
         framing,
@@ -259,11 +252,12 @@ async fn attempt(
         scrub,
         capture,
     } = admit(lane, &mut head, None, ledger.record())?;
+    check_length(framing, limits.body)?;
     // Interim answers are absorbed here: neither side may wait for one.
     head.fields
         .retain(|name, _| !name.eq_ignore_ascii_case(b"expect"));
     let bodyless = body.is_end_stream();
-    let mut body = Some(Pieces::new(body, ledger.meter())).filter(|_| !bodyless);
+    let mut body = Some(Pieces::new(body, limits.body, ledger.meter())).filter(|_| !bodyless);
     let mut framing = framing;
     if let Some(body) = &mut body
         && let Some(swapping) = BodySwapping::of(lane, &head, (&view, upgrade), ledger.record())?
@@ -366,6 +360,12 @@ async fn captured(
     Ok(Source::Own(body.into()))
 }
 
+/// Returns how long an answer is waited for.
+fn patience(lane: &Lane<'_>) -> Option<Duration> {
+    let limits = &lane.proxy.config;
+    shorter(limits.answer_timeout, limits.exchange_idle_timeout)
+}
+
 /// Refuses a scheme that is not the tunnel's.
 fn check_scheme(lane: &Lane<'_>, parts: &Parts) -> Result<(), Refusal> {
     let expected = match lane.scheme {
@@ -400,12 +400,15 @@ async fn over_http2(
     ledger: &mut Ledger,
 ) -> Result<(AnswerHead, Source), Failure> {
     let mut request = to_http2(lane, &mut outgoing, ledger)?;
+    let meter = ledger.meter();
     let mut tries = 0;
     loop {
         ledger.record().address(place.address());
         let reused = place.is_reused();
         tries += 1;
-        match place.send(request, ledger.over()).await {
+        let answer = place.send(request, ledger.over());
+        let answer = unless_silent(patience(lane), &meter, answer).await;
+        match answer.map_err(|Silent| reject::silent(true))? {
             Ok((answer, taken)) => {
                 let (parts, body) = answer.into_parts();
                 let mut head = answer_from_parts(&parts).map_err(|_rule| reject::bad_answer())?;

@@ -15,9 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::shutdown::Drain;
 
-/// How many streams a client may give up in [`GIVEN_UP_PERIOD`] before they have an answer. Each made
-/// work upstream, which a reset costs its sender nothing to waste.
-const GIVEN_UP_LIMIT: usize = 100;
+/// The time in which the streams are counted that a client gives up before they have an answer. Each
+/// made work upstream, which a reset costs its sender nothing to waste.
 const GIVEN_UP_PERIOD: Duration = Duration::from_secs(10);
 
 tokio::task_local! {
@@ -164,11 +163,13 @@ pub(super) struct Activity {
     left: AtomicBool,
     /// How many streams the client has given up since when, before they had an answer.
     given_up: Mutex<(Instant, usize)>,
+    given_up_limit: usize,
     wasted: Notify,
 }
 
-impl Default for Activity {
-    fn default() -> Self {
+impl Activity {
+    /// Starts without a stream. A client may give up so many in ten seconds.
+    pub(super) fn new(given_up_limit: usize) -> Self {
         Self {
             open: AtomicUsize::new(0),
             changed: Notify::new(),
@@ -176,12 +177,11 @@ impl Default for Activity {
             began: Instant::now(),
             left: AtomicBool::new(false),
             given_up: Mutex::new((Instant::now(), 0)),
+            given_up_limit,
             wasted: Notify::new(),
         }
     }
-}
 
-impl Activity {
     /// Notes a stream for as long as the guard lives.
     pub(super) fn enter(self: &Arc<Self>) -> Active {
         self.open.fetch_add(1, Ordering::AcqRel);
@@ -231,7 +231,7 @@ impl Activity {
             *given_up = (now, 0);
         }
         given_up.1 += 1;
-        if given_up.1 > GIVEN_UP_LIMIT {
+        if given_up.1 > self.given_up_limit {
             self.wasted.notify_one();
         }
     }
@@ -273,6 +273,7 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_mins(1);
+    const GIVEN_UP_LIMIT: usize = 100;
 
     #[tokio::test(start_paused = true)]
     async fn only_a_receiver_that_takes_nothing_stalls() {
@@ -293,7 +294,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_may_give_up_many_streams_and_not_all() {
-        let activity = Activity::default();
+        let activity = Activity::new(GIVEN_UP_LIMIT);
         let wasted = || tokio::time::timeout(Duration::from_millis(1), activity.wasted());
         for _ in 0..5 {
             for _ in 0..GIVEN_UP_LIMIT {
@@ -310,7 +311,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_only_without_streams() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(GIVEN_UP_LIMIT));
         let idle = |activity: Arc<Activity>| async move {
             let idle = activity.idle(Duration::from_secs(5), LIMIT);
             let begun = Instant::now();

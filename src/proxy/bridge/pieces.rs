@@ -1,7 +1,7 @@
 //! The body of a request, as it comes from a workload that speaks HTTP/2.
 //!
-//! It may have been read ahead, whole, and it may change on its way. Its bytes are counted as they
-//! come. Called by both kinds of uploads.
+//! It may have been read ahead, whole, and it may change on its way. Its bytes are counted, and
+//! bounded, as they come. Called by both kinds of uploads.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,11 +14,14 @@ use super::changed::Changed;
 use super::gather::Gather;
 use crate::proxy::context::Meter;
 use crate::upstream::BodyError;
-use crate::wire::Transform;
+use crate::wire::{BodyLimits, Transform};
 
 /// A body on its way up.
 pub(super) struct Pieces {
     body: Gather,
+    limits: BodyLimits,
+    /// The bytes that came.
+    came: u64,
     meter: Arc<Meter>,
     /// Read ahead.
     ahead: Bytes,
@@ -27,9 +30,11 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    pub(super) fn new(body: Incoming, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(body: Incoming, limits: BodyLimits, meter: Arc<Meter>) -> Self {
         Self {
             body: Gather::new(body),
+            limits,
+            came: 0,
             meter,
             ahead: Bytes::new(),
             change: None,
@@ -86,7 +91,12 @@ impl Pieces {
         let data = frame
             .as_ref()
             .and_then(|frame| frame.as_ref().ok()?.data_ref());
-        self.meter.add_up(data.map_or(0, Bytes::len));
+        let length = data.map_or(0, Bytes::len);
+        self.came = self.came.saturating_add(length as u64);
+        if let Err(rule) = self.limits.check(self.came) {
+            return Poll::Ready(Some(Err(rule.into())));
+        }
+        self.meter.add_up(length);
         Poll::Ready(frame)
     }
 

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::id::SessionId;
+use crate::secret::HASHED;
 use crate::session::{Error, Spec};
 
 #[tokio::test]
@@ -166,7 +167,7 @@ async fn only_the_right_credential_is_admitted() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_over_admits_nobody() {
+async fn case_63_a_session_that_is_over_admits_nobody() {
     let world = World::new();
     let (expired, deleted) = (
         world.create(one_secret()).await,
@@ -180,6 +181,41 @@ async fn a_session_that_is_over_admits_nobody() {
     assert!(!world.admits(&expired), "before any sweep");
     assert!(!world.finds(&expired.handle));
     assert!(world.sessions.list(&world.tenant, None, 10).is_empty());
+}
+
+#[tokio::test]
+async fn case_59_unknown_expired_and_wrong_cost_one_hash_like_right() {
+    let world = World::new();
+    let (right, deleted) = (
+        world.create(one_secret()).await,
+        world.create(one_secret()).await,
+    );
+    let id = deleted.handle.id();
+    world.sessions.delete(&world.tenant, id).await.unwrap();
+    let token = right.credential.expose();
+    let id = right.handle.id().as_str();
+    let hashes = |id: &str, token: &str| {
+        let value = credentials(id, token);
+        let before = HASHED.get();
+        let admitted = world.sessions.authenticate(value.as_bytes()).is_some();
+        (HASHED.get() - before, admitted)
+    };
+    assert_eq!(hashes(id, token), (1, true));
+    let unknown = SessionId::generate();
+    for (case, id, token) in [
+        ("wrong", id, "tok_wrong"),
+        ("unknown", unknown.as_str(), token),
+        ("no id at all", "sess_1", token),
+        (
+            "deleted",
+            deleted.handle.id().as_str(),
+            deleted.credential.expose(),
+        ),
+    ] {
+        assert_eq!(hashes(id, token), (1, false), "{case}");
+    }
+    world.clock.advance(MINUTE);
+    assert_eq!(hashes(id, token), (1, false), "expired");
 }
 
 #[tokio::test]

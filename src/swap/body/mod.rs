@@ -56,12 +56,20 @@ impl<L: Lookup> BodySwap<L> {
         }
     }
 
+    /// Sets the most tokens that are swapped in the body, where it is not
+    /// [`SUBSTITUTION_LIMIT`](super::SUBSTITUTION_LIMIT).
+    #[must_use]
+    pub fn within(mut self, limit: u32) -> Self {
+        self.swapped.limit = Some(limit);
+        self
+    }
+
     /// Takes from the input and appends to the output, a bounded piece at a time.
     /// [`Progress::Hungry`] says that all was taken; [`Progress::Full`] that there is more to come,
     /// to be asked for with what is left.
     ///
     /// # Errors
-    /// [`Error::Limit`] for more than [`SUBSTITUTION_LIMIT`](super::SUBSTITUTION_LIMIT) tokens; the
+    /// [`Error::Limit`] for more tokens than are swapped in one body; the
     /// message cannot go on.
     pub fn push(&mut self, input: &mut &[u8], out: &mut Vec<u8>) -> Result<Progress, Error> {
         let limit = out.len() + PIECE_BYTES;

@@ -197,8 +197,12 @@ async fn a_malformed_head_is_refused_by_name() {
             "400|bad_field",
         ),
         ("NUL", field("X: a\0"), "400|bad_"),
-        ("a long target", line(&long), "414|target_too_long|16 KiB"),
-        ("many fields", field(&many), "431|head_too_large|100 fields"),
+        ("a long target", line(&long), "414|target_too_long|too long"),
+        (
+            "many fields",
+            field(&many),
+            "431|head_too_large|too many fields",
+        ),
         (
             "lengths",
             field("Content-Length: 1\r\nContent-Length: 1"),

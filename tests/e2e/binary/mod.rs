@@ -4,6 +4,7 @@
 //! Every line of `serve`'s stdout is parsed as JSON, in every test.
 
 mod configuration;
+mod crowd;
 mod doctor;
 mod doors;
 mod env;
@@ -149,7 +150,12 @@ impl Home {
 
     /// Starts a server and waits until it is ready.
     async fn serve(&self, line: &[&str], variables: &[(&str, &str)]) -> Server {
-        let mut child = self.command(line, variables).spawn().expect("the program");
+        Self::start(self.command(line, variables)).await
+    }
+
+    /// Starts a server by a command and waits until it is ready.
+    async fn start(mut command: Command) -> Server {
+        let mut child = command.spawn().expect("the program");
         let stdout = child.stdout.take().expect("stdout");
         let mut stderr = child.stderr.take().expect("stderr");
         let log = Log::default();
@@ -172,7 +178,7 @@ impl Home {
         };
         Server {
             child,
-            lines,
+            lines: Some(lines),
             log,
             events,
             ready,
@@ -193,7 +199,8 @@ async fn next_event(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<Value> 
 /// A running server.
 struct Server {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// What stdout still has to say; none where nobody wants to know.
+    lines: Option<Lines<BufReader<ChildStdout>>>,
     log: Log,
     /// What stdout had before the server was ready.
     events: Vec<Value>,
@@ -225,18 +232,49 @@ impl Server {
             .to_owned()
     }
 
+    /// Returns how much memory the process has, in KiB.
+    fn resident_kib(&self) -> u64 {
+        let id = self.child.id().expect("a running server");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("a size");
+        let number = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok());
+        number.expect("a number")
+    }
+
+    /// Returns how many descriptors the process has open.
+    fn descriptors(&self) -> usize {
+        let id = self.child.id().expect("a running server");
+        let open = std::fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
+        open.count()
+    }
+
     fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("a running server");
         let id = Pid::from_raw(id.try_into().expect("an id")).expect("an id");
         kill_process(id, signal).expect("a signal");
     }
 
+    /// Reads and drops what stdout says from here on, so that it never waits for a reader.
+    fn ignore_events(&mut self) {
+        if let Some(mut lines) = self.lines.take() {
+            tokio::spawn(async move { while let Ok(Some(_line)) = lines.next_line().await {} });
+        }
+    }
+
     /// Sends a signal, waits for the end, and returns what was printed until then.
     async fn end(mut self, signal: Signal) -> (Option<i32>, Vec<Value>, String) {
         self.signal(signal);
         let mut events = Vec::new();
-        while let Some(event) = next_event(&mut self.lines).await {
-            events.push(event);
+        if let Some(lines) = &mut self.lines {
+            while let Some(event) = next_event(lines).await {
+                events.push(event);
+            }
         }
         let status = within("the end of the server", self.child.wait())
             .await
@@ -283,6 +321,21 @@ impl Log {
     fn text(&self) -> String {
         let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Waits until what was written meets a condition.
+    async fn wait(&self, what: &str, met: impl Fn(&str) -> bool) -> String {
+        let mut changed = self.closed.subscribe();
+        within(what, async {
+            loop {
+                let text = self.text();
+                if met(&text) {
+                    return text;
+                }
+                changed.changed().await.expect("the log lives");
+            }
+        })
+        .await
     }
 
     /// Waits for the end of stderr and returns all of it.

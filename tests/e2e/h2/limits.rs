@@ -85,7 +85,7 @@ async fn idle_connections_end_and_silent_streams_do_not() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_stops_the_upstream_and_is_not_waited_for() {
+async fn case_76_clients_that_take_nothing_stop_the_upstream_and_are_not_waited_for() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sent);
     let origin = H2Origin::script(move |mut exchange| {
@@ -104,7 +104,7 @@ async fn a_client_that_takes_nothing_stops_the_upstream_and_is_not_waited_for() 
     let play = H2Scene::with(origin, limited(|limits| limits.stall_timeout = SHORT)).await;
     let client = play.h2().await;
     let mut streams = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..100 {
         let mut stream = client.begin("/endless").await;
         assert_eq!(stream.head().await.expect("a head").status, 200);
         streams.push(stream);
@@ -114,7 +114,7 @@ async fn a_client_that_takes_nothing_stops_the_upstream_and_is_not_waited_for() 
         line["event"] == "exchange" && line["reason"] == "stalled" && line["decision"] == "aborted"
     };
     log.wait("the stalls", |lines| {
-        lines.iter().filter(|line| stalled(line)).count() == 8
+        lines.iter().filter(|line| stalled(line)).count() == 100
     })
     .await;
     for stream in &mut streams {

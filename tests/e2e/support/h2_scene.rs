@@ -59,7 +59,7 @@ impl H2Scene {
         let address = two.addr();
         let scene = Scene::with_good(
             good,
-            |builder| vault(builder.resolve(TWO, address)),
+            |builder| vault(roomy(builder.resolve(TWO, address))),
             Self::open,
         )
         .await;
@@ -71,7 +71,7 @@ impl H2Scene {
         let address = two.addr();
         let scene = Scene::with_good(
             good,
-            |builder| builder.resolve(TWO, address),
+            |builder| roomy(builder.resolve(TWO, address)),
             |session| Self::open(session).scrub_responses(false),
         )
         .await;
@@ -111,4 +111,9 @@ impl H2Scene {
         assert!(arrived, "after {case}: {requests:#?}");
         client.vanish().await;
     }
+}
+
+/// Lets one connection have all the streams that it may have: its session's own limit is below.
+fn roomy(builder: VaultBuilder) -> VaultBuilder {
+    builder.config(|config| config.limits.session_exchanges = 256)
 }

@@ -6,12 +6,14 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
-use oshu_vault::app::{App, Listening, Parts};
+use oshu_vault::app::{App, Listening, Parts, TENANT};
 use oshu_vault::audit::Sink;
 use oshu_vault::authority::{CertificateAuthority, Root};
 use oshu_vault::config::{Config, Resolve};
 use oshu_vault::host::Host;
+use oshu_vault::id::{SessionId, TenantId};
 use oshu_vault::policy::Cidr;
 use oshu_vault::secret::Fingerprint;
 use oshu_vault::store::{Memory, Store};
@@ -171,6 +173,14 @@ impl Vault {
     /// Creates a session.
     pub(crate) async fn session(&self, request: &CreateSession) -> CreatedSession {
         self.sdk().create_session(request).await.expect("a session")
+    }
+
+    /// Returns when a session expires if it is not used again.
+    pub(crate) fn expires(&self, session: &CreatedSession) -> SystemTime {
+        let sessions = self.app.as_ref().expect("not drained").sessions();
+        let id = SessionId::parse(&session.session_id).expect("an id");
+        let found = sessions.find(&TenantId::new(TENANT), &id);
+        found.expect("a live session").expires()
     }
 
     /// Returns the URL with credentials by which a session reaches the plain listener.

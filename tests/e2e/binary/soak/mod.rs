@@ -1,8 +1,10 @@
 //! What takes minutes: large bodies, slow ones and silent ones through the real program, with the
-//! limits as they are by default, all at once and by every pair of protocols.
+//! limits as they are by default, all at once and by every pair of protocols; and, in `hostile`, those
+//! who mean harm.
 //!
 //! `make soak` runs it; no other target does. `SOAK_MINUTES` says how long the slow ones take.
 
+mod hostile;
 mod wire;
 
 use std::sync::LazyLock;
@@ -197,20 +199,6 @@ impl Task {
     }
 }
 
-fn resident_kib(server: &Server) -> u64 {
-    let id = server.child.id().expect("a running server");
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .expect("a size");
-    let number = line
-        .split_whitespace()
-        .nth(1)
-        .and_then(|number| number.parse().ok());
-    number.expect("a number")
-}
-
 /// Starts the program with its two upstreams, and a workload of a session.
 async fn start(home: &Home) -> (Server, Workload) {
     let roots = home.write("upstream.pem", TestCa::shared().pem());
@@ -237,14 +225,19 @@ async fn start(home: &Home) -> (Server, Workload) {
     (server, workload)
 }
 
+/// Says how long the slow ones take.
+fn minutes() -> u32 {
+    std::env::var("SOAK_MINUTES").map_or(10, |text| text.parse().expect("minutes"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes eleven minutes; make soak runs it"]
 async fn large_slow_and_silent_exchanges_end_whole_and_take_no_memory() {
-    let minutes = std::env::var("SOAK_MINUTES").map_or(10, |text| text.parse().expect("minutes"));
+    let minutes = minutes();
     let home = Home::new();
     let (server, workload) = start(&home).await;
     LazyLock::force(&LARGE_SUM);
-    let (before, most) = (resident_kib(&server), AtomicU64::new(0));
+    let (before, most) = (server.resident_kib(), AtomicU64::new(0));
     let mut exchanges = JoinSet::new();
     for (name, host, is_h2) in WAYS {
         for task in Task::all(minutes) {
@@ -258,7 +251,7 @@ async fn large_slow_and_silent_exchanges_end_whole_and_take_no_memory() {
     let count = exchanges.len();
     let watch = async {
         loop {
-            most.fetch_max(resident_kib(&server), Ordering::Relaxed);
+            most.fetch_max(server.resident_kib(), Ordering::Relaxed);
             sleep(Duration::from_millis(200)).await;
         }
     };
@@ -271,7 +264,7 @@ async fn large_slow_and_silent_exchanges_end_whole_and_take_no_memory() {
         ended = timeout(MINUTE * (minutes + 10), all) => ended.expect("all end in time"),
         () = watch => {}
     }
-    let (after, most) = (resident_kib(&server), most.into_inner());
+    let (after, most) = (server.resident_kib(), most.into_inner());
     let grown = most.max(after).saturating_sub(before);
     eprintln!("soak: resident {before} KiB before, {most} at most, {after} after");
     assert!(grown < GROWTH_LIMIT_KIB, "the program grew by {grown} KiB");
