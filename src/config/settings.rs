@@ -342,7 +342,7 @@ pub const SETTINGS: &[Setting] = &[
     setting!("limits.session_pool", config.limits.session_pool, Anywhere, None,
         "128", "Upstream connections that one session keeps for its next exchanges, for 20 seconds."),
     setting!("limits.swaps", config.limits.swaps, Anywhere, None,
-        "1000", "Sealed tokens swapped in the head of one request. More are answered 431."),
+        "1000", "Sealed tokens swapped in one head, or one body. More are answered 431 and 413."),
     setting!("limits.request_body_bytes", config.limits.request_body_bytes, Anywhere, None,
         "1073741824", "Bytes of the body of a request, or none. More are answered 413."),
     setting!("limits.head_bytes", config.limits.head_bytes, Anywhere, None,

@@ -81,12 +81,21 @@ impl Drop for Reframe {
     }
 }
 
+/// The chunks that a body leaves in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunks {
+    /// One for each piece that comes out.
+    Fresh,
+    /// Read whole, up to a bound, so that they leave as they came if nothing in them changes.
+    Kept,
+    /// None: the body is not framed.
+    None,
+}
+
 /// A transform, and the framing that its output gets.
 pub(super) struct Reframe {
     transform: Box<dyn Transform>,
-    chunked: bool,
-    /// Chunks are read whole, up to a bound, and leave as they came if nothing in them changes.
-    keeps_chunks: bool,
+    chunks: Chunks,
     /// The transform has more to give before it takes more.
     more: bool,
     finished: bool,
@@ -100,8 +109,7 @@ impl Reframe {
     pub(super) fn new(transform: Box<dyn Transform>, chunked: bool) -> Self {
         Self {
             transform,
-            chunked,
-            keeps_chunks: false,
+            chunks: if chunked { Chunks::Fresh } else { Chunks::None },
             more: false,
             finished: false,
             piece: Vec::new(),
@@ -111,7 +119,9 @@ impl Reframe {
 
     /// Lets chunks keep their sizes, where nothing in them changes and they are not large.
     pub(super) fn keep_chunks(&mut self) {
-        self.keeps_chunks = true;
+        if self.chunks == Chunks::Fresh {
+            self.chunks = Chunks::Kept;
+        }
     }
 
     /// Puts in line what is held back, if the sender has been silent for long. To be asked while
@@ -173,7 +183,9 @@ impl Reframe {
     /// Returns the size of a chunk that is to be taken whole.
     fn kept_chunk(&self, body: &Body) -> Option<usize> {
         let left = body.chunk_left().filter(|left| *left <= KEPT_CHUNK_BYTES)?;
-        usize::try_from(left).ok().filter(|_| self.keeps_chunks)
+        usize::try_from(left)
+            .ok()
+            .filter(|_| self.chunks == Chunks::Kept)
     }
 
     fn push(&mut self, body: &mut Body, input: &mut BytesMut, count: usize) -> Result<(), Error> {
@@ -197,11 +209,11 @@ impl Reframe {
         }
         // Real values stand in both.
         make_room(out, self.piece.len() + CHUNK_FRAMING_BYTES);
-        if self.chunked {
+        if self.chunks != Chunks::None {
             out.extend_from_slice(format!("{:x}\r\n", self.piece.len()).as_bytes());
         }
         out.extend_from_slice(&self.piece);
-        if self.chunked {
+        if self.chunks != Chunks::None {
             out.extend_from_slice(b"\r\n");
         }
         self.piece.clear();
@@ -213,7 +225,7 @@ impl Reframe {
         }
         self.transform.finish(&mut self.piece)?;
         self.put(out);
-        if self.chunked {
+        if self.chunks != Chunks::None {
             out.extend_from_slice(b"0\r\n");
             if let Some(mut trailers) = body.take_trailers() {
                 self.transform.trailers(&mut trailers);

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use oshu_vault_sdk::{CreateSession, SecretSpec};
+use oshu_vault_sdk::{CreateSession, CreatedSession, SecretSpec};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -164,14 +164,35 @@ async fn a_tool_of_claude_code_sees_no_key() {
     expect_not_under(&place.home(), REAL_KEY);
 }
 
+const LOGIN: Login = Login {
+    refresh: "sk-ant-ort01-CANARY-first-refresh-0123456789",
+    next_access: "sk-ant-oat01-CANARY-second-access-0123456789",
+    next_refresh: "sk-ant-ort01-CANARY-second-refresh-0123456789",
+};
+const ISSUER: &str = "platform.claude.com";
+/// A time that is long past, in milliseconds.
+const LONG_AGO: u64 = 1_000_000_000_000;
+
+/// Writes down the login of a session, as the program keeps it.
+fn login(session: &CreatedSession, expires: u64) -> Value {
+    json!({ "claudeAiOauth": {
+        "accessToken": session.sealed_secrets["ACCESS"],
+        "refreshToken": session.sealed_secrets["REFRESH"],
+        "expiresAt": expires,
+        "scopes": ["user:inference", "user:profile"],
+        "subscriptionType": "max",
+    }})
+}
+
+/// Counts how often a token was asked for.
+fn refreshes(upstream: &Anthropic) -> usize {
+    let bytes = upstream.bytes();
+    let text = String::from_utf8_lossy(&bytes);
+    text.matches("POST /v1/oauth/token ").count()
+}
+
 #[tokio::test]
 async fn an_expired_login_is_refreshed_and_no_token_comes_back() {
-    const LOGIN: Login = Login {
-        refresh: "sk-ant-ort01-CANARY-first-refresh-0123456789",
-        next_access: "sk-ant-oat01-CANARY-second-access-0123456789",
-        next_refresh: "sk-ant-ort01-CANARY-second-refresh-0123456789",
-    };
-    const ISSUER: &str = "platform.claude.com";
     let Some(claude) = claude() else { return };
     let (place, upstream) = (Place::new(), Anthropic::with_login(LOGIN).await);
     let vault = Vault::builder()
@@ -189,22 +210,13 @@ async fn an_expired_login_is_refreshed_and_no_token_comes_back() {
     let folder = place.home().join(".claude");
     std::fs::create_dir(&folder).expect("a folder");
     let file = folder.join(".credentials.json");
-    let login = |expires: u64| {
-        json!({ "claudeAiOauth": {
-            "accessToken": session.sealed_secrets["ACCESS"],
-            "refreshToken": session.sealed_secrets["REFRESH"],
-            "expiresAt": expires,
-            "scopes": ["user:inference", "user:profile"],
-            "subscriptionType": "max",
-        }})
-    };
     let held = |name: &str| {
         let text = std::fs::read(&file).expect("the login");
         let login: Value = serde_json::from_slice(&text).expect("JSON");
         let token = login["claudeAiOauth"][name].as_str().map(ToOwned::to_owned);
         token.unwrap_or_else(|| panic!("no {name} in {login}"))
     };
-    std::fs::write(&file, login(1_000_000_000_000).to_string()).expect("a file");
+    std::fs::write(&file, login(&session, LONG_AGO).to_string()).expect("a file");
     let ca = place.folder.path().join("vault-ca.pem");
     std::fs::write(&ca, vault.ca_pem()).expect("a file");
     let say_hello = async || {
@@ -220,12 +232,7 @@ async fn an_expired_login_is_refreshed_and_no_token_comes_back() {
     say_hello().await;
     // It refreshed, and went on with what it was given.
     upstream.expect_messages(1, "authorization", &format!("Bearer {}", LOGIN.next_access));
-    let bytes = upstream.bytes();
-    assert!(
-        contains(&bytes, "POST /v1/oauth/token "),
-        "{}",
-        show(&bytes)
-    );
+    assert_eq!(refreshes(&upstream), 1);
     let (next_access, next_refresh) = (held("accessToken"), held("refreshToken"));
     assert!(
         next_access.starts_with("sk-ant-oat01-SEALED_"),
@@ -239,23 +246,15 @@ async fn an_expired_login_is_refreshed_and_no_token_comes_back() {
     // What it wrote down works the next time as well.
     say_hello().await;
     upstream.expect_messages(2, "authorization", &format!("Bearer {}", LOGIN.next_access));
-    let refreshes = || {
-        let bytes = upstream.bytes();
-        let text = String::from_utf8_lossy(&bytes);
-        text.matches("POST /v1/oauth/token ").count()
-    };
-    assert_eq!(
-        refreshes(),
-        1,
-        "a token that is not expired is used as it is"
-    );
+    // A token that is not expired is used as it is.
+    assert_eq!(refreshes(&upstream), 1);
     // Nor is it the first refresh token alone that can be exchanged.
     let text = std::fs::read(&file).expect("the login");
     let mut login: Value = serde_json::from_slice(&text).expect("JSON");
-    login["claudeAiOauth"]["expiresAt"] = json!(1_000_000_000_000_u64);
+    login["claudeAiOauth"]["expiresAt"] = json!(LONG_AGO);
     std::fs::write(&file, login.to_string()).expect("a file");
     say_hello().await;
-    assert_eq!(refreshes(), 2);
+    assert_eq!(refreshes(&upstream), 2);
     let bytes = upstream.bytes();
     assert!(contains(&bytes, LOGIN.next_refresh), "{}", show(&bytes));
     for real in [

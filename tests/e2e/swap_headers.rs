@@ -298,8 +298,15 @@ async fn peer_25_a_prefix_belongs_to_the_token() {
 #[tokio::test]
 async fn case_24_requests_that_are_echoed_are_not_swapped() {
     let scene = Scene::new().await;
-    for lines in ["", "Max-Forwards: 0\r\n", "Max-Forwards: 5\r\n"] {
-        let head = format!("TRACE / HTTP/1.1\r\nHost: {GOOD}\r\n{lines}X-Key: {{T}}\r\n\r\n");
+    // Methods are case-sensitive, but not every server knows.
+    for (method, lines) in [
+        ("TRACE", ""),
+        ("TRACE", "Max-Forwards: 0\r\n"),
+        ("TRACE", "Max-Forwards: 5\r\n"),
+        ("trace", ""),
+        ("Trace", "Max-Forwards: 0\r\n"),
+    ] {
+        let head = format!("{method} / HTTP/1.1\r\nHost: {GOOD}\r\n{lines}X-Key: {{T}}\r\n\r\n");
         let answer = scene.ask(GOOD, scene.fill(&head)).await;
         assert_eq!(
             (answer.status, answer.code().as_str()),
@@ -308,8 +315,7 @@ async fn case_24_requests_that_are_echoed_are_not_swapped() {
         assert!(!contains(&answer.raw, scene.token()), "it echoes nothing");
         scene.nothing_arrived("TRACE").await;
     }
-    // Methods are case-sensitive; what some servers take for TRACE arrives with the token.
-    for method in ["OPTIONS", "options", "Options", "trace", "Trace"] {
+    for method in ["OPTIONS", "options", "Options"] {
         for lines in ["", "Max-Forwards: 0\r\n"] {
             scene.good.forget();
             let head = format!(

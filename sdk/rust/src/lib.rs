@@ -17,15 +17,15 @@
 //! # }
 //! ```
 
+mod capture;
 mod client;
 mod error;
 mod redact;
 mod request;
 mod session;
 
+pub use capture::CaptureEndpoint;
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, FieldError, Problem};
-pub use request::{
-    CaptureEndpoint, CreateSession, ListSessions, SecretInput, SecretSpec, UpdateSession,
-};
+pub use request::{CreateSession, ListSessions, SecretInput, SecretSpec, UpdateSession};
 pub use session::{CreatedSession, Session, SessionPage, SessionSecret};

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::capture::CaptureEndpoint;
 use crate::redact::MARK;
 
 /// A secret as a request gives it.
@@ -115,46 +116,6 @@ impl fmt::Debug for SecretSpec {
             .field("inject", &self.inject)
             .field("prefix", &self.prefix)
             .finish()
-    }
-}
-
-/// An OAuth token endpoint whose tokens stay at the server: the workload gets sealed ones.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct CaptureEndpoint {
-    /// The endpoint's URL, `https://` and exact.
-    pub url: String,
-    /// The only hosts that its tokens may go to; none for the endpoint's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hosts: Option<Vec<String>>,
-}
-
-impl CaptureEndpoint {
-    /// Makes an endpoint whose tokens may go to its own host.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self {
-            url: url.into(),
-            hosts: None,
-        }
-    }
-
-    /// Sets the only hosts that its tokens may go to.
-    #[must_use]
-    pub fn hosts(mut self, hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.hosts = Some(list(hosts));
-        self
-    }
-}
-
-impl From<&str> for CaptureEndpoint {
-    fn from(url: &str) -> Self {
-        Self::new(url)
-    }
-}
-
-impl From<String> for CaptureEndpoint {
-    fn from(url: String) -> Self {
-        Self::new(url)
     }
 }
 

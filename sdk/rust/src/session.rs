@@ -9,8 +9,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::capture::CaptureEndpoint;
 use crate::redact::MARK;
-use crate::request::CaptureEndpoint;
 
 /// The answer to a creation: the only time the credential is shown.
 #[derive(Clone, Deserialize, PartialEq, Eq)]

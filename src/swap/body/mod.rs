@@ -14,8 +14,8 @@ use std::fmt;
 
 use memchr::memmem::Finder;
 
-use super::{Error, Form, Lookup, Swapped, reserve};
 use crate::sealed_token::{BARE_LENGTH, DIGITS, MARKER, Place, TokenId};
+use crate::swap::{Error, Form, Lookup, Swapped, reserve};
 use crate::wire::Progress;
 
 pub use kind::BodyKind;

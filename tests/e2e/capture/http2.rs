@@ -93,7 +93,7 @@ async fn answers_over_http_2_are_captured_from_at_once() {
     let [_, refresh, _] = sealed(&answer.body);
     let body = |token: &str| format!("\n{{\"refresh_token\":\"{token}\"}}");
     let fields = [("content-type", "application/json")];
-    for (path, value) in [("/v1/oauth/Token", refresh.as_str()), (PATH, REFRESH)] {
+    for (path, value) in [(PATH, REFRESH), ("/v1/oauth/Token", refresh.as_str())] {
         let sent = body(&refresh);
         let answer = h2.ask(("POST", path), &fields, sent.as_bytes()).await;
         assert_clean(path, &answer.body);

@@ -35,16 +35,16 @@ fn watching(session: CreateSession) -> CreateSession {
 
 /// Answers with the body of the request, byte for byte, and with 200 where there is none.
 async fn say(request: Request, conn: OriginConn) {
-    if !request.body.is_empty() {
-        conn.send(&request.body).await;
-        if !contains(&request.body, "\r\nContent-Length: ")
-            && !contains(&request.body, "\r\nTransfer-Encoding: ")
-        {
-            conn.close().await;
-        }
-    } else {
-        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    if request.body.is_empty() {
+        return conn
+            .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
             .await;
+    }
+    conn.send(&request.body).await;
+    if !contains(&request.body, "\r\nContent-Length: ")
+        && !contains(&request.body, "\r\nTransfer-Encoding: ")
+    {
+        conn.close().await;
     }
 }
 

@@ -276,9 +276,10 @@ async fn peer_49_a_refresh_token_goes_into_the_body_of_its_own_endpoint_and_nowh
 async fn a_refresh_token_of_the_tenant_s_is_swapped_and_what_comes_back_is_captured() {
     let good = Origin::script(|request, conn| async move {
         let body = String::from_utf8_lossy(&request.body).into_owned();
-        let said = match body.contains("tenant-refresh-0123456789") {
-            true => json(&standard()),
-            false => message("200 OK", "", b""),
+        let said = if body.contains("tenant-refresh-0123456789") {
+            json(&standard())
+        } else {
+            message("200 OK", "", b"")
         };
         conn.send(said).await;
     });

@@ -217,15 +217,17 @@ async fn case_24_methods_that_echo_are_not_swapped_over_http_2() {
     for target in ["two.example.com:443", "good.example.com:443"] {
         let client = play.scene.workload.h2(target).await;
         let before = (play.two.requests().len(), play.scene.good.bytes());
-        let answer = client.ask(("TRACE", "/"), &fields, b"").await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (405, "method_not_allowed")
-        );
-        assert!(!answer.text().contains(token), "{}", answer.text());
+        for method in ["TRACE", "trace"] {
+            let answer = client.ask((method, "/"), &fields, b"").await;
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (405, "method_not_allowed")
+            );
+            assert!(!answer.text().contains(token), "{}", answer.text());
+        }
         let after = (play.two.requests().len(), play.scene.good.bytes());
         assert_eq!(before, after, "nothing was forwarded");
-        for method in ["OPTIONS", "trace", "options"] {
+        for method in ["OPTIONS", "options"] {
             assert_eq!(client.ask((method, "/"), &fields, b"").await.status, 200);
         }
     }
@@ -237,7 +239,7 @@ async fn case_24_methods_that_echo_are_not_swapped_over_http_2() {
     }
     let bytes = play.scene.good.bytes();
     assert!(!contains(&bytes, REAL), "{}", show(&bytes));
-    assert_eq!(String::from_utf8_lossy(&bytes).matches(token).count(), 3);
+    assert_eq!(String::from_utf8_lossy(&bytes).matches(token).count(), 2);
     play.alive("methods that echo").await;
 }
 

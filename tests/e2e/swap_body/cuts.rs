@@ -122,54 +122,57 @@ async fn case_07_what_frames_chunks_is_no_part_of_a_token() {
     scene.alive("framing").await;
 }
 
+/// Returns the bodies that arrived at an origin for a path.
+fn bodies(play: &H2Scene, to_h1: bool, path: &str) -> Vec<Vec<u8>> {
+    if to_h1 {
+        let all = play.scene.good.received().into_iter();
+        let all = all.filter(|one| !one.is_empty());
+        return all.map(|one| apart(&one).1).collect();
+    }
+    let all = play.two.requests().into_iter();
+    let all = all.filter(|seen| seen.path == path && seen.whole);
+    all.map(|seen| seen.body).collect()
+}
+
+/// Waits until something of a body has arrived, and returns it.
+async fn first_piece(play: &H2Scene, to_h1: bool, path: &str) -> Vec<u8> {
+    if to_h1 {
+        let there = |all: &[Vec<u8>]| {
+            let all = all.concat();
+            contains(&all, BEFORE) && all.ends_with(b"\r\n")
+        };
+        play.scene.good.wait("what is no token", there).await;
+        let all = play.scene.good.bytes();
+        return all[all.len() - chunk(BEFORE).len() + 3..all.len() - 2].to_owned();
+    }
+    let is = |seen: &H2Seen| seen.path == path && !seen.body.is_empty();
+    let there = |all: &[H2Seen]| all.iter().any(is);
+    let all = play.two.wait("what is no token", there).await;
+    all.into_iter().find(is).expect("the request").body
+}
+
 #[tokio::test]
-async fn case_19_a_token_cut_by_frames_is_swapped_on_its_own_stream() {
+async fn case_19_a_token_cut_by_frames_is_swapped() {
     let play = h2_scene().await;
     let token = play.scene.token().as_bytes().to_owned();
     let expected = [BEFORE, REAL.as_bytes(), BEHIND].concat();
     let fields = [("content-type", "application/json")];
-    let bytes = |parts: &[&[u8]]| Bytes::from(parts.concat());
     for (client, to_h1) in [(play.h2().await, false), (play.h2_to_h1().await, true)] {
-        let bodies = |path: &str| -> Vec<Vec<u8>> {
-            if to_h1 {
-                let all = play.scene.good.received().into_iter();
-                let all = all.filter(|one| !one.is_empty());
-                return all.map(|one| apart(&one).1).collect();
-            }
-            let all = play.two.requests().into_iter();
-            let all = all.filter(|seen| seen.path == path && seen.whole);
-            all.map(|seen| seen.body).collect()
-        };
         for cut in 1..token.len() {
             play.scene.good.forget();
             let (one, two) = token.split_at(cut);
             let path = format!("/{to_h1}/{cut}");
             let mut stream = client.upload(&path, &fields).await;
-            assert!(stream.push(bytes(&[BEFORE, one])).await);
+            assert!(stream.push([BEFORE, one].concat()).await);
             assert!(stream.push(Bytes::new()).await);
             // The rest comes once this has arrived, and nothing that may be a token has.
-            let first = if to_h1 {
-                let there = |all: &[Vec<u8>]| {
-                    let all = all.concat();
-                    contains(&all, BEFORE) && all.ends_with(b"\r\n")
-                };
-                play.scene.good.wait("what is no token", there).await;
-                let all = play.scene.good.bytes();
-                all[all.len() - chunk(BEFORE).len() + 3..all.len() - 2].to_owned()
-            } else {
-                let is = |seen: &H2Seen| seen.path == path && !seen.body.is_empty();
-                let there = |all: &[H2Seen]| all.iter().any(is);
-                let all = play.two.wait("what is no token", there).await;
-                all.into_iter().find(is).expect("the request").body
-            };
+            let first = first_piece(&play, to_h1, &path).await;
             assert_eq!(show(&first), show(BEFORE), "{cut}, to h1 {to_h1}");
-            assert!(stream.end(bytes(&[two, BEHIND])).await);
+            assert!(stream.end([two, BEHIND].concat()).await);
             assert_eq!(stream.answer().await.expect("an answer").status, 200);
-            let bodies = bodies(&path);
-            assert!(
-                bodies.contains(&expected),
-                "{cut}, to h1 {to_h1}: {bodies:?}"
-            );
+            let bodies = bodies(&play, to_h1, &path);
+            let there = bodies.contains(&expected);
+            assert!(there, "{cut}, to h1 {to_h1}: {bodies:?}");
         }
         // A frame for each byte.
         play.scene.good.forget();
@@ -179,34 +182,39 @@ async fn case_19_a_token_cut_by_frames_is_swapped_on_its_own_stream() {
         }
         assert!(stream.end("").await);
         assert_eq!(stream.answer().await.expect("an answer").status, 200);
-        assert!(bodies("/bytes").contains(&expected));
-        // Halves of two streams are no token.
+        assert!(bodies(&play, to_h1, "/bytes").contains(&expected));
         play.scene.good.forget();
-        let (one, two) = token.split_at(20);
-        let mut streams = [
-            client.upload("/left", &fields).await,
-            client.upload("/left", &fields).await,
-        ];
-        let (first, second) = streams.split_at_mut(1);
-        assert!(first[0].push(bytes(&[BEFORE, one])).await);
-        assert!(second[0].push(bytes(&[BEFORE, two])).await);
-        assert!(first[0].push(bytes(&[BEHIND])).await);
-        assert!(second[0].push(bytes(&[one])).await);
-        assert!(first[0].end(bytes(&[&token])).await);
-        assert!(second[0].end(bytes(&[two, BEHIND])).await);
-        for stream in streams {
+    }
+    play.alive("cut frames").await;
+}
+
+#[tokio::test]
+async fn case_19_halves_on_two_streams_are_no_token() {
+    let play = h2_scene().await;
+    let token = play.scene.token().as_bytes().to_owned();
+    let (one, two) = token.split_at(20);
+    for (client, to_h1) in [(play.h2().await, false), (play.h2_to_h1().await, true)] {
+        play.scene.good.forget();
+        let mut first = client.upload("/left", &[]).await;
+        let mut second = client.upload("/left", &[]).await;
+        assert!(first.push([BEFORE, one].concat()).await);
+        assert!(second.push([BEFORE, two].concat()).await);
+        assert!(first.push(BEHIND).await);
+        assert!(second.push(one.to_owned()).await);
+        assert!(first.end(token.clone()).await);
+        assert!(second.end([two, BEHIND].concat()).await);
+        for stream in [first, second] {
             assert_eq!(stream.answer().await.expect("an answer").status, 200);
         }
-        let mut found = bodies("/left");
+        let mut found = bodies(&play, to_h1, "/left");
         found.sort();
-        found.retain(|body| !body.is_empty());
         let mut expected = [
             [BEFORE, one, BEHIND, REAL.as_bytes()].concat(),
             [BEFORE, two, REAL.as_bytes(), BEHIND].concat(),
         ];
         expected.sort();
         assert_eq!(found, expected, "to h1 {to_h1}");
-        play.scene.good.forget();
     }
-    play.alive("cut frames").await;
+    play.scene.good.forget();
+    play.alive("streams beside each other").await;
 }
