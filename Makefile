@@ -2,7 +2,7 @@
 
 binary := $(abspath $(or $(CARGO_TARGET_DIR),target)/debug/oshu-vault)
 
-.PHONY: run check fmt formatted lint test suites e2e soak bench deny doc sdk
+.PHONY: run check fmt formatted lint test suites e2e soak fuzz bench deny doc sdk
 
 run:
 	cargo run --locked -- serve --dev
@@ -36,6 +36,10 @@ e2e:
 # SOAK_MINUTES=1 for a quick look.
 soak:
 	ulimit -n 20000 && cargo test --release --locked --test e2e binary::soak:: -- --ignored --nocapture --test-threads=1
+
+# Needs cargo-fuzz. Every target for FUZZ_MINUTES (10), two at once; `make test` only replays inputs.
+fuzz:
+	fuzz/run.sh
 
 bench:
 	cargo bench --locked

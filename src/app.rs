@@ -108,6 +108,7 @@ pub struct App {
     listening: Listening,
     sessions: Arc<Sessions>,
     authority: Arc<CertificateAuthority>,
+    proxy: Arc<Proxy>,
     drain: Drain,
     audit: Sink,
     drain_timeout: Duration,
@@ -187,6 +188,7 @@ impl App {
             listening,
             sessions,
             authority,
+            proxy,
             drain,
             audit,
             drain_timeout,
@@ -207,6 +209,11 @@ impl App {
     /// Returns the certificate authority.
     pub fn authority(&self) -> &Arc<CertificateAuthority> {
         &self.authority
+    }
+
+    /// Returns what serves the shared listeners, for a connection that comes in another way.
+    pub fn handler(&self) -> Handler {
+        handler(&self.proxy)
     }
 
     /// Stops accepting, lets exchanges finish, cuts what is left at the deadline.
@@ -279,10 +286,7 @@ impl Doors {
 
     fn run(self, proxy: &Arc<Proxy>, admin: &LocalServer, drain: &Drain) {
         for door in [self.plain, self.tls].into_iter().flatten() {
-            let proxy = Arc::clone(proxy);
-            let handler: Handler =
-                Arc::new(move |io, peer| Box::pin(Arc::clone(&proxy).serve(io, peer)));
-            drain.spawn(door.run(handler, drain.clone()));
+            drain.spawn(door.run(handler(proxy), drain.clone()));
         }
         if let Some(door) = self.admin {
             let admin = admin.clone();
@@ -291,6 +295,11 @@ impl Doors {
             drain.spawn(door.run(handler, drain.clone()));
         }
     }
+}
+
+fn handler(proxy: &Arc<Proxy>) -> Handler {
+    let proxy = Arc::clone(proxy);
+    Arc::new(move |io, peer| Box::pin(Arc::clone(&proxy).serve(io, peer)))
 }
 
 async fn sweep(sessions: Arc<Sessions>) {
