@@ -6,6 +6,9 @@
 //! strings; bodies; proxy URLs with user info. Names, ids, hosts, sizes and reasons may be logged;
 //! a sealed token is told by the name of its secret. Called once, by `main`, before anything else.
 
+use std::any::Any;
+use std::io::Write;
+
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -46,6 +49,37 @@ pub enum LogFormat {
 pub fn init(format: LogFormat, filter: &str) -> Result<(), Error> {
     let subscriber = subscriber(format, filter, std::io::stderr)?;
     tracing::subscriber::set_global_default(subscriber).map_err(Error::AlreadySet)
+}
+
+/// Makes a panic say where it happened, and of its message only what is a text of the source.
+///
+/// A message that was put together may hold what the program worked on: the library's own, about
+/// a text that was cut in the middle of a character, quotes that text. It is written to the log,
+/// and to standard error where there is none.
+pub fn hush_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map_or_else(String::new, ToString::to_string);
+        let message = message(panic.payload());
+        if tracing::dispatcher::has_been_set() {
+            tracing::error!(place, message, "panicked");
+        } else {
+            // Nobody is left to tell where standard error is closed.
+            drop(writeln!(
+                std::io::stderr(),
+                "panicked at {place}: {message}"
+            ));
+        }
+    }));
+}
+
+/// Returns the message of a panic if it stands in the source.
+fn message(payload: &(dyn Any + Send)) -> &'static str {
+    let written = payload.downcast_ref::<&'static str>();
+    written
+        .copied()
+        .unwrap_or("a message that is not shown, since it may hold a value")
 }
 
 fn subscriber<W>(
@@ -192,6 +226,24 @@ mod tests {
             tracing::trace!(target: "h2o", "another");
         });
         assert!(text.contains("another"));
+    }
+
+    #[test]
+    fn a_panic_tells_only_what_stands_in_the_source() {
+        let value = String::from("canary");
+        let told = |work: &dyn Fn()| {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            message(&*caught.unwrap_err())
+        };
+        assert_eq!(told(&|| panic!("a text")), "a text");
+        for message in [
+            told(&|| panic!("of {value}")),
+            told(&|| assert_eq!(value.parse::<u8>().expect(&value), 0)),
+            told(&|| std::panic::panic_any(value.clone())),
+            told(&|| drop(value.clone().split_off(7))),
+        ] {
+            assert!(!message.contains("canary"), "{message}");
+        }
     }
 
     #[test]

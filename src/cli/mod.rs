@@ -36,6 +36,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::telemetry;
+
 /// The exit code of a program that could not start or finish its work.
 const STARTUP: u8 = 1;
 
@@ -57,6 +59,7 @@ impl Exit {
 
 /// Runs the program with its arguments, the program's own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    telemetry::hush_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -39,6 +39,7 @@ mod h2_rules;
 mod identity;
 mod image;
 mod intercept;
+mod leak;
 mod limits;
 mod passthrough;
 mod plain;

@@ -9,7 +9,6 @@ mod doctor;
 mod doors;
 mod env;
 mod floods;
-mod leaks;
 mod lifecycle;
 mod listeners;
 mod soak;
@@ -34,7 +33,7 @@ use crate::support::{Answer, Conn, contains, within};
 const CANARY: &str = "canary-0123456789abcdef";
 
 /// A home directory, and what is run in it.
-struct Home(TempDir);
+pub(crate) struct Home(TempDir);
 
 /// How a program ended, and what it said.
 struct Ended {
@@ -73,11 +72,11 @@ impl Ended {
 }
 
 impl Home {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().expect("a directory"))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -91,7 +90,7 @@ impl Home {
     }
 
     /// Writes a file that only its owner can read, and returns its path.
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         std::fs::write(&path, content).expect("a file");
         mode(&path, 0o600);
@@ -149,7 +148,7 @@ impl Home {
     }
 
     /// Starts a server and waits until it is ready.
-    async fn serve(&self, line: &[&str], variables: &[(&str, &str)]) -> Server {
+    pub(crate) async fn serve(&self, line: &[&str], variables: &[(&str, &str)]) -> Server {
         Self::start(self.command(line, variables)).await
     }
 
@@ -197,7 +196,7 @@ async fn next_event(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<Value> 
 }
 
 /// A running server.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     /// What stdout still has to say; none where nobody wants to know.
     lines: Option<Lines<BufReader<ChildStdout>>>,
@@ -215,16 +214,16 @@ impl Server {
             .expect("an address")
     }
 
-    fn plain(&self) -> SocketAddr {
+    pub(crate) fn plain(&self) -> SocketAddr {
         self.address("listen")
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.plain())
     }
 
     /// Returns the key that the first start printed.
-    fn api_key(&self) -> String {
+    pub(crate) fn api_key(&self) -> String {
         let event = self.events.iter().find(|event| event["event"] == "api_key");
         event.expect("an API key")["api_key"]
             .as_str()
@@ -268,7 +267,7 @@ impl Server {
     }
 
     /// Sends a signal, waits for the end, and returns what was printed until then.
-    async fn end(mut self, signal: Signal) -> (Option<i32>, Vec<Value>, String) {
+    pub(crate) async fn end(mut self, signal: Signal) -> (Option<i32>, Vec<Value>, String) {
         self.signal(signal);
         let mut events = Vec::new();
         if let Some(lines) = &mut self.lines {
@@ -354,14 +353,14 @@ async fn dial(address: SocketAddr) -> Conn {
 }
 
 /// Sends bytes over a connection of its own and reads one answer.
-async fn exchange(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Answer {
+pub(crate) async fn exchange(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Answer {
     let mut conn = dial(address).await;
     conn.send(bytes).await;
     conn.answer().await
 }
 
 /// Asks a listener for a path.
-async fn get(address: SocketAddr, path: &str) -> Answer {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
     exchange(
         address,
         format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"),
