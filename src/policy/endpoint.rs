@@ -171,7 +171,8 @@ impl TokenEndpoint {
         let asked = reduced(path);
         let rest = asked.strip_prefix(reduced(self.path.as_bytes()).as_slice());
         // Some servers take `token.json` for `token`, and the ending for a wish.
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'.' | 0)))
+        // A query or a fragment that is escaped ends the path for others.
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'.' | b'#' | b'?' | 0)))
     }
 
     /// Returns the exact path.
@@ -228,6 +229,20 @@ fn reduced(path: &[u8]) -> Vec<u8> {
         }
     }
     kept.join(&b'/')
+}
+
+/// Tells whether a path has a segment that leads upwards, for anybody who decodes it, however often
+/// and wherever segments end. Where it leads depends on the segments that the reader sees before it.
+pub fn leads_upwards(path: &[u8]) -> bool {
+    let mut text = path.to_owned();
+    for _ in 0..=DECODINGS {
+        let mut segments = text.split(|byte| matches!(byte, b'/' | b'\\' | b';'));
+        if segments.any(|segment| segment.trim_ascii() == b"..") {
+            return true;
+        }
+        text = decoded(&text);
+    }
+    false
 }
 
 /// Percent-decodes once; what is no escape stays.

@@ -18,6 +18,7 @@ pub use cidr::Cidr;
 pub use class::{Class, classify};
 pub use endpoint::{
     ENDPOINT_PATH_LIMIT_BYTES, EndpointError, TokenEndpoint, TokenKind, known_token_endpoints,
+    leads_upwards,
 };
 pub use rule::{BadLine, EgressRules, PassthroughHosts, SecretScope};
 

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::context::Lane;
 use super::exchange::path_of;
+use super::reject;
 use super::reject::Refusal;
 use super::upgrade::Upgrade;
 use crate::audit::{BodySwaps, Record};
@@ -123,10 +124,11 @@ impl BodySwapping {
             }
             return Ok(Some(Change { transform, chunked }));
         };
-        read(down, head, length).await?;
-        if lane.handle.is_over() {
-            return Err(Refusal::session_over());
-        }
+        // All of it is ours to wait for: no model thinks meanwhile.
+        let limit = lane.proxy.config.stall_timeout;
+        tokio::time::timeout(limit, read(down, head, length))
+            .await
+            .map_err(|_elapsed| reject::silent(false))??;
         let body = down.input.get(..length).unwrap_or_default();
         let transform = self.weigh(head, body).await?;
         Ok(transform.map(|transform| Change {

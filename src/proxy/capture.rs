@@ -21,7 +21,7 @@ use crate::audit::Record;
 use crate::policy::TokenEndpoint;
 use crate::session;
 use crate::session::HostView;
-use crate::swap::{ContentEncoding, Decoder, STEP_LIMIT_BYTES, TokenAnswer};
+use crate::swap::{CaptureError, ContentEncoding, Decoder, STEP_LIMIT_BYTES, TokenAnswer};
 use crate::wire::{AnswerHead, Body, Connection, FlowError, Framing, Progress, RequestHead};
 
 /// The longest body of an answer that is captured from, decoded, in bytes.
@@ -41,10 +41,18 @@ pub(super) struct Capture {
 
 impl Capture {
     /// Prepares for the answer to a request, if a token endpoint may give it.
-    pub(super) fn of(view: &HostView, head: &RequestHead) -> Option<Self> {
+    ///
+    /// Towards a host with an endpoint a path with a step upwards or a fragment is refused: where it
+    /// leads depends on who reads it.
+    pub(super) fn of(view: &HostView, head: &RequestHead) -> Result<Option<Self>, Refusal> {
         let path = path_of(head.target_text()).as_bytes();
-        let endpoint = Arc::clone(view.endpoint(path)?);
-        Some(Self { endpoint })
+        if view.is_ambiguous(path) {
+            let message =
+                "a path to this host must have neither a segment that leads upwards nor a fragment";
+            return Err(Refusal::client(400, "ambiguous_path", message));
+        }
+        let endpoint = view.endpoint(path).map(Arc::clone);
+        Ok(endpoint.map(|endpoint| Self { endpoint }))
     }
 
     /// Reads the rest of an answer of HTTP/1.1, while what is left of the request goes up, and
@@ -62,7 +70,7 @@ impl Capture {
         let mut stall = Stall::new(lane.proxy.config.stall_timeout);
         let mut upload_failed = false;
         let mut piece = Zeroizing::new(Vec::with_capacity(STEP_BYTES));
-        poll_fn(|cx| {
+        let whole = poll_fn(|cx| {
             let flow = &mut request.flow;
             if !flow.is_done() && !upload_failed {
                 match flow.poll(cx, down, up) {
@@ -102,8 +110,10 @@ impl Capture {
                 return Poll::Ready(Err(reject::bad_answer()));
             }
             Poll::Pending
-        })
-        .await?;
+        });
+        tokio::time::timeout(lane.proxy.config.stall_timeout, whole)
+            .await
+            .map_err(|_elapsed| reject::silent(true))??;
         let scrub = request.scrub.take();
         self.settle(lane, answer, gather.finish()?, (record, scrub))
             .await
@@ -133,8 +143,10 @@ impl Capture {
                 .iter()
                 .map(|it| it.name.clone().into())
                 .collect();
-            let body = self.keep(lane, read).await?;
+            // Before they are kept: that goes on even if the workload goes away meanwhile.
             record.captured(&names);
+            let kept = self.keep(lane, read).await;
+            let body = kept.inspect_err(|_refusal| record.captured(&[]))?;
             // The new values may stand elsewhere in the same answer.
             let view = lane.view()?;
             scrub = Scrub::of(&view, record, lane.proxy.config.unknown_codings);
@@ -187,6 +199,10 @@ pub(super) struct Gather {
 impl Gather {
     /// Prepares for the body of an answer.
     pub(super) fn new(answer: &AnswerHead) -> Result<Self, Refusal> {
+        // A part of an answer may begin within a token.
+        if answer.status == 206 || answer.fields.first("content-range").is_some() {
+            return Err(reject::unreadable_tokens(CaptureError::Part));
+        }
         let decoder = match ContentEncoding::parse(answer.fields.all("content-encoding")) {
             ContentEncoding::Identity => None,
             ContentEncoding::Coded(codings) => Some(Decoder::new(&codings)),

@@ -114,7 +114,11 @@ async fn attempt(
     };
     let change = match swapping {
         None => None,
-        Some(swapping) => swapping.begin(lane, &mut head, framing, down).await?,
+        Some(swapping) => {
+            let change = swapping.begin(lane, &mut head, framing, down).await?;
+            check_unchanged(lane, &view)?;
+            change
+        }
     };
     let body = Body::new(framing).within(limits);
     let mut request = prepare(head, (framing, body), change, keep_alive, down)?;
@@ -171,7 +175,7 @@ pub(super) fn admit(
     }
     swap(lane, head, &view, record)?;
     let scrub = Scrub::of(&view, record, lane.proxy.config.unknown_codings);
-    let capture = Capture::of(&view, head);
+    let capture = Capture::of(&view, head)?;
     if scrub.is_some() || capture.is_some() {
         Scrub::ask(head);
     }
@@ -182,6 +186,19 @@ pub(super) fn admit(
         scrub,
         capture,
     })
+}
+
+/// Refuses what waited for its body while its session was changed: it was checked, and its head
+/// swapped, by what held before.
+pub(super) fn check_unchanged(lane: &Lane<'_>, view: &HostView) -> Result<(), Refusal> {
+    if lane.handle.is_over() {
+        return Err(Refusal::session_over());
+    }
+    if lane.handle.version() == view.version() {
+        return Ok(());
+    }
+    let message = "the session was changed while the body was waited for; send the request again";
+    Err(Refusal::client(409, "session_changed", message))
 }
 
 /// Tells whether a request may be repeated (RFC 9110 §9.2.2), as far as its method says.
@@ -456,6 +473,9 @@ pub(super) fn allowed(record: &mut Record, status: u16) {
 /// Returns the path of a target in any form; an authority in front of it is left out.
 pub(super) fn path_of(target: &str) -> &str {
     let whole = target.split_once('?').map_or(target, |(path, _)| path);
+    if whole.starts_with('/') {
+        return whole;
+    }
     Absolute::parse(whole).map_or(whole, |absolute| absolute.rest)
 }
 

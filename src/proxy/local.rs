@@ -100,7 +100,11 @@ impl LocalServer {
                 After::Close => return down.linger(self.config.linger_timeout).await,
                 After::Gone => return,
             }
-            wait = self.config.idle_timeout;
+            wait = if peer.newcomer.is_known() {
+                self.config.idle_timeout
+            } else {
+                self.config.first_byte_timeout
+            };
         }
     }
 

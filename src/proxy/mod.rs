@@ -177,7 +177,12 @@ impl Proxy {
                     After::Gone => return,
                 }
             }
-            wait = self.config.idle_timeout;
+            // Who has shown nothing is not waited for as long.
+            wait = if peer.newcomer.is_known() {
+                self.config.idle_timeout
+            } else {
+                self.config.first_byte_timeout
+            };
         }
     }
 

@@ -94,6 +94,11 @@ struct Seat {
 }
 
 impl Newcomer {
+    /// Tells whether a right credential was shown on the connection.
+    pub fn is_known(&self) -> bool {
+        self.0.is_known.load(Ordering::Acquire)
+    }
+
     /// Notes that a right credential was shown on the connection.
     pub fn known(&self) {
         self.0.leave();

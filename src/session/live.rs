@@ -235,9 +235,10 @@ impl Sessions {
         let endpoint = endpoints.iter().find(|it| it.is_same(endpoint));
         let taken = capture::take(&before.view, endpoint.ok_or(Error::NotFound)?, given)?;
         let now = Instant::now();
-        let mut retired: Vec<Retired> = capture::retired(taken.gone, now).collect();
         let earlier = before.view.retired.iter().filter(|old| old.until > now);
-        retired.extend(earlier.cloned());
+        let mut retired: Vec<Retired> = earlier.cloned().collect();
+        // Last, so that no number of captures drives out what an operator rotated.
+        retired.extend(capture::retired(taken.gone, now));
         retired.truncate(RETIRED_LIMIT);
         let view = SessionView {
             version: before.view.version + 1,
@@ -448,12 +449,11 @@ pub(super) fn make_view(
     let now = Instant::now();
     let before_captured = before.map_or(&[][..], |before| &before.captured);
     let (captured, gone) = capture::keep(before_captured, &spec.token_endpoints);
-    let mut retired: Vec<Retired> = capture::retired(gone, now).collect();
-    retired.extend(
-        before
-            .into_iter()
-            .flat_map(|before| retire(before, spec, now)),
-    );
+    let mut retired: Vec<Retired> = before
+        .into_iter()
+        .flat_map(|before| retire(before, spec, now))
+        .collect();
+    retired.extend(capture::retired(gone, now));
     retired.truncate(RETIRED_LIMIT);
     let view = SessionView {
         version,

@@ -12,7 +12,8 @@ use bytes::Bytes;
 
 use crate::host::HostPort;
 use crate::policy::{
-    AddressRules, Denial, EgressPolicy, Grant, PassthroughHosts, Scheme, SecretScope, TokenEndpoint,
+    AddressRules, Denial, EgressPolicy, Grant, PassthroughHosts, Scheme, SecretScope,
+    TokenEndpoint, leads_upwards,
 };
 use crate::sealed_token::{Place, Places, SealedToken, TokenId};
 use crate::secret::Secret;
@@ -247,6 +248,12 @@ impl HostView {
     pub fn endpoint(&self, path: &[u8]) -> Option<&Arc<TokenEndpoint>> {
         let exact = self.endpoints.iter().find(|it| it.is_at(path));
         exact.or_else(|| self.endpoints.iter().find(|it| it.answers_at(path)))
+    }
+
+    /// Tells whether a path may lead to an endpoint of the host for some readers only.
+    pub fn is_ambiguous(&self, path: &[u8]) -> bool {
+        // A fragment is none of a target (RFC 9112 §3.2), and ends the path for some.
+        !self.endpoints.is_empty() && (leads_upwards(path) || path.contains(&b'#'))
     }
 
     /// Returns the grant to reach the host.

@@ -27,6 +27,9 @@ pub enum Error {
     /// The body is neither a JSON object nor a form, or not one that reads the same to everybody.
     #[error("the body is no JSON object or form that reads the same to everybody")]
     Body,
+    /// The body is a part of an answer, which may begin within a token.
+    #[error("the body is a part of an answer")]
+    Part,
     /// A member with the name of a token is no text, stands twice, or is too long.
     #[error("a token is no text, stands twice, or is too long")]
     Token,

@@ -144,7 +144,8 @@ impl Drop for Ledger {
             return;
         }
         let reason = self.ending();
-        if reason == "client_gone" && !self.answered {
+        // What only waited for its turn has cost nothing.
+        if reason == "client_gone" && !self.answered && self.turn.is_some() {
             self.active.activity().give_up();
         }
         self.settle(Decision::Aborted, reason);

@@ -40,7 +40,7 @@ use crate::proxy::capture;
 use crate::proxy::capture::Capture;
 use crate::proxy::context::{Lane, Lanes};
 use crate::proxy::deadline::{Silent, shorter, unless_silent};
-use crate::proxy::exchange::{Admitted, admit, check_length, repeatable};
+use crate::proxy::exchange::{Admitted, admit, check_length, check_unchanged, repeatable};
 use crate::proxy::reject::{self, Refusal};
 use crate::proxy::scrub::Scrub;
 use crate::upstream::{BodyError, RequestBody, Route, SendError, StreamLease};
@@ -262,10 +262,12 @@ async fn attempt(
     if let Some(body) = &mut body
         && let Some(swapping) = BodySwapping::of(lane, &head, (&view, upgrade), ledger.record())?
     {
-        framing = swapped(swapping, &mut head, framing, body).await?;
-        if lane.handle.is_over() {
-            return Err(Refusal::session_over().into());
-        }
+        // All of it is ours to wait for: no model thinks meanwhile.
+        let ahead = swapped(swapping, &mut head, framing, body);
+        framing = timeout(limits.stall_timeout, ahead)
+            .await
+            .map_err(|_elapsed| reject::silent(false))??;
+        check_unchanged(lane, &view)?;
     }
     let outgoing = Outgoing {
         repeatable: bodyless && repeatable(head.method()),
@@ -347,12 +349,19 @@ async fn captured(
     scrub: Option<Scrub>,
 ) -> Result<Source, Failure> {
     let mut gather = capture::Gather::new(answer)?;
-    while let Some(frame) = poll_fn(|cx| source.poll_frame(cx, ledger)).await {
-        let frame = frame.map_err(|_told| reject::bad_answer())?;
-        if let Some(data) = frame.data_ref() {
-            gather.push(data)?;
+    let limit = lane.proxy.config.stall_timeout;
+    let whole = async {
+        while let Some(frame) = poll_fn(|cx| source.poll_frame(cx, ledger)).await {
+            let frame = frame.map_err(|_told| reject::bad_answer())?;
+            if let Some(data) = frame.data_ref() {
+                gather.push(data)?;
+            }
         }
-    }
+        Ok::<_, Refusal>(())
+    };
+    timeout(limit, whole)
+        .await
+        .map_err(|_elapsed| reject::silent(true))??;
     let told = (ledger.record(), scrub);
     let body = capture.settle(lane, answer, gather.finish()?, told).await?;
     let length = body.len().to_string();

@@ -114,6 +114,21 @@ async fn an_answer_that_cannot_be_read_strictly_is_refused_whole() {
 }
 
 #[tokio::test]
+async fn a_part_of_an_answer_is_refused_whole() {
+    let scene = scene().await;
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let range = format!("{form}Content-Range: bytes 13-99/100\r\n");
+    let body = format!("{ACCESS}&scope=a");
+    for (status, fields) in [("206 Partial Content", form), ("200 OK", &range)] {
+        let mut conn = scene.workload.connect(TARGET).await;
+        let said = message(status, fields, body.as_bytes());
+        let answer = told(&mut conn, PATH, said).await;
+        assert_refused(status, &answer, 502, "token_answer_unreadable");
+    }
+    scene.alive("a part of an answer").await;
+}
+
+#[tokio::test]
 async fn an_answer_that_is_cut_is_refused_whole() {
     let good = Origin::script(|request, conn| async move {
         if !request.line().starts_with("POST ") {

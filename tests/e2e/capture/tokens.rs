@@ -235,6 +235,7 @@ async fn peer_49_a_refresh_token_goes_into_the_body_of_its_own_endpoint_and_nowh
     for path in [
         "/",
         "/v1/messages",
+        "/anything://x/v1/oauth/token",
         "/v1/oauth/token/",
         "/v1/oauth/Token",
         "/v1/oauth/%74oken",

@@ -1,6 +1,8 @@
 //! Bodies on their way: without a token they are the same bytes, whatever they are; large ones do
 //! not wait for their end; and a client that asks first is told to go on.
 
+use oshu_vault_sdk::UpdateSession;
+
 use super::*;
 use crate::h2::bodies::payloads;
 use crate::support::{REAL, sha256};
@@ -224,6 +226,32 @@ async fn the_origin_is_asked_for_a_body_that_is_not_read_ahead() {
         assert!(body == text.replace(scene.token(), REAL).as_bytes());
     }
     scene.alive("bodies that are asked for").await;
+}
+
+#[tokio::test]
+async fn what_waits_for_its_body_while_the_session_changes_does_not_leave() {
+    let scene = scene().await;
+    let (sdk, id) = (scene.vault.sdk(), &scene.session.session_id);
+    let mut conn = scene.workload.connect(TARGET).await;
+    let body = scene.fill("{\"k\":\"{T}\"}");
+    let fields = format!(
+        "{JSON}Expect: 100-continue\r\nContent-Length: {}\r\n",
+        body.len()
+    );
+    scene.good.forget();
+    // It waits for its body once it says so.
+    conn.send(head(&fields)).await;
+    conn.take_until(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+    let patch = UpdateSession::new().secret("EXAMPLE_KEY", "another-value-0123456789");
+    sdk.update_session(id, &patch).await.expect("a patch");
+    conn.send(&body).await;
+    let answer = conn.answer().await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (409, "session_changed")
+    );
+    scene.good.expect_nothing("a body that came too late");
+    alive_with(&scene, "another-value-0123456789").await;
 }
 
 #[tokio::test]
