@@ -27,9 +27,9 @@ use crate::proxy::{self, H2Limits, Local, LocalServer, Proxy, Upload};
 use crate::seal::Keyring;
 use crate::secret::Fingerprint;
 use crate::serve::{self, Certificates, Door, FileCertificate, Handler, Peer, Room, Throttle};
-use crate::session::{Options, Quotas, Sessions};
+use crate::session::{self, Loaded, Options, Quotas, Sessions};
 use crate::shutdown::Drain;
-use crate::store::Store;
+use crate::store::{Memory, Store};
 use crate::swap::Swapper;
 use crate::upstream::{self, Override, Upstream};
 use crate::web::{ApiKeys, Connection};
@@ -37,8 +37,10 @@ use crate::wire::{BodyLimits, HeadLimits};
 
 /// The one tenant of this version.
 pub const TENANT: &str = "default";
-/// How often expired sessions and idle upstream connections are looked for.
+/// How often expired sessions and idle upstream connections are looked for, and the store is told.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long the last uses of sessions have to reach the store at the end.
+const LAST_NOTES: Duration = Duration::from_secs(2);
 /// The connections of the admin listener, which the operator's alone reach.
 const ADMIN_CONNECTIONS: usize = 64;
 /// How long a connection is read after its last answer.
@@ -70,6 +72,9 @@ pub enum Error {
     /// The listener's certificate cannot be served.
     #[error("proxy.tls_cert, proxy.tls_key: the listener's certificate cannot be used")]
     Certificate(#[source] serve::Error),
+    /// The sessions of the store cannot be taken over.
+    #[error("the sessions of the store cannot be taken over")]
+    Sessions(#[source] session::Error),
     /// The system's store of roots cannot be read.
     #[error("upstream.trust: the system's roots cannot be read")]
     SystemTrust,
@@ -87,8 +92,27 @@ pub struct Parts {
     pub api_key: Fingerprint,
     /// Where audit records go.
     pub audit: Sink,
-    /// What keeps the sessions.
+    /// Where sessions are kept.
+    pub storage: Storage,
+}
+
+/// Where sessions are kept, and the keys that seal them there.
+#[derive(Debug)]
+pub struct Storage {
+    /// The store.
     pub store: Arc<dyn Store>,
+    /// The sealing keys.
+    pub keyring: Keyring,
+}
+
+impl Storage {
+    /// Keeps sessions in memory, under a key that ends with them.
+    pub fn in_memory() -> Self {
+        Self {
+            store: Arc::new(Memory::default()),
+            keyring: Keyring::generate(),
+        }
+    }
 }
 
 /// Where the service listens.
@@ -112,11 +136,11 @@ pub struct App {
     drain: Drain,
     audit: Sink,
     drain_timeout: Duration,
-    sweeper: JoinHandle<()>,
+    sweepers: [JoinHandle<()>; 2],
 }
 
 impl App {
-    /// Binds every listener, then serves.
+    /// Binds every listener, takes over the sessions of the store, then serves.
     ///
     /// # Errors
     /// See [`Error`].
@@ -125,7 +149,7 @@ impl App {
             authority,
             api_key,
             audit,
-            store,
+            storage,
         } = parts;
         let drain = Drain::new();
         let doors = Doors::bind(config, &authority).await?;
@@ -137,8 +161,8 @@ impl App {
         let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
         let upstream = Arc::new(upstream.map_err(Error::Upstream)?);
         let sessions = Sessions::new(
-            store,
-            Keyring::generate(),
+            storage.store,
+            storage.keyring,
             session_options(config),
             rules,
             audit.clone(),
@@ -149,6 +173,7 @@ impl App {
             config.limits.auth_failures,
             config.limits.auth_failure_window,
         ));
+        take_over(&sessions).await?;
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
@@ -182,7 +207,7 @@ impl App {
             throttle,
         });
         doors.run(&proxy, &admin, &drain);
-        let sweeper = tokio::spawn(sweep(Arc::clone(&sessions)));
+        let sweepers = sweepers(&sessions);
         let drain_timeout = config.limits.drain_timeout;
         Ok(Self {
             listening,
@@ -192,7 +217,7 @@ impl App {
             drain,
             audit,
             drain_timeout,
-            sweeper,
+            sweepers,
         })
     }
 
@@ -219,7 +244,13 @@ impl App {
     /// Stops accepting, lets exchanges finish, cuts what is left at the deadline.
     pub async fn drain(self) {
         let clean = self.drain.finish(self.drain_timeout).await;
-        self.sweeper.abort();
+        for sweeper in self.sweepers {
+            sweeper.abort();
+        }
+        let noted = tokio::time::timeout(LAST_NOTES, self.sessions.note_all()).await;
+        if noted.is_err() {
+            tracing::warn!("the last uses of sessions did not reach the store");
+        }
         tracing::info!(clean, "drained");
         self.audit.flush();
     }
@@ -302,12 +333,46 @@ fn handler(proxy: &Arc<Proxy>) -> Handler {
     Arc::new(move |io, peer| Box::pin(Arc::clone(&proxy).serve(io, peer)))
 }
 
-async fn sweep(sessions: Arc<Sessions>) {
-    let mut ticks = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        ticks.tick().await;
-        sessions.sweep().await;
-    }
+/// Takes over the sessions of the store, and goes on with a rotation of keys in the background.
+async fn take_over(sessions: &Arc<Sessions>) -> Result<(), Error> {
+    let Loaded {
+        live,
+        expired,
+        refused,
+    } = sessions.load().await.map_err(Error::Sessions)?;
+    tracing::info!(live, expired, refused, "sessions of the store");
+    let sessions = Arc::clone(sessions);
+    tokio::spawn(async move {
+        match sessions.resume_rotation().await {
+            Ok(done) if done.sealed > 0 => {
+                tracing::info!(sessions = done.sealed, "sealed anew under the current key");
+            }
+            Ok(_nothing) => {}
+            Err(error) => tracing::error!(%error, "sessions stay under an older key for now"),
+        }
+    });
+    Ok(())
+}
+
+/// Starts what is done once a second: cuts in one task, so that a slow store delays none.
+fn sweepers(sessions: &Arc<Sessions>) -> [JoinHandle<()>; 2] {
+    let (cutting, settling) = (Arc::clone(sessions), Arc::clone(sessions));
+    let cutting = async move {
+        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            cutting.cut_expired();
+        }
+    };
+    let settling = async move {
+        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            settling.settle().await;
+        }
+    };
+    [tokio::spawn(cutting), tokio::spawn(settling)]
 }
 
 /// Finds the listener's certificate: from files, or minted by our own CA.

@@ -91,6 +91,20 @@ impl SealedToken {
         }
     }
 
+    /// Parses what a token prints, prefix included; nothing for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (prefix, bare) = text.split_at_checked(text.len().checked_sub(BARE_LENGTH)?)?;
+        let digits = bare.as_bytes().strip_prefix(MARKER)?;
+        let prefix = match prefix {
+            "" => None,
+            text => Some(Prefix::parse(text)?),
+        };
+        Some(Self {
+            id: TokenId::read(digits)?,
+            prefix,
+        })
+    }
+
     /// Returns the id.
     pub fn id(&self) -> TokenId {
         self.id
@@ -225,6 +239,27 @@ mod tests {
         );
         let prefixed = SealedToken::generate(Prefix::parse("ghp_"));
         assert!(prefixed.to_string().starts_with("ghp_SEALED_"));
+    }
+
+    #[test]
+    fn whole_tokens_parse_and_nothing_else_does() {
+        for prefix in [None, Prefix::parse("ghp_"), Prefix::parse("SEALED_")] {
+            let token = SealedToken::generate(prefix);
+            assert_eq!(SealedToken::parse(&token.to_string()), Some(token));
+        }
+        let bare = SealedToken::generate(None).to_string();
+        let cut = bare.trim_start_matches('S');
+        for text in [
+            "",
+            "SEALED_",
+            cut,
+            &format!("{bare}0"),
+            &format!("a b{bare}"),
+            &format!("\u{e9}{cut}"),
+            &bare.to_uppercase(),
+        ] {
+            assert_eq!(SealedToken::parse(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl Fingerprint {
         )
     }
 
+    /// Takes a hash back from a store's row.
+    pub fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
     /// Compares with a presented credential, in time that does not depend on where they differ.
     pub fn matches(&self, credential: &[u8]) -> bool {
         let other = Self::of(credential);

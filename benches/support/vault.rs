@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oshu_vault::app::{App, Parts, TENANT};
+use oshu_vault::app::{App, Parts, Storage, TENANT};
 use oshu_vault::audit::Sink;
 use oshu_vault::authority::{CertificateAuthority, Root};
 use oshu_vault::config::{self, Config};
@@ -13,7 +13,6 @@ use oshu_vault::host::Host;
 use oshu_vault::id::TenantId;
 use oshu_vault::secret::{Fingerprint, Secret};
 use oshu_vault::session::{Form, SecretForm};
-use oshu_vault::store::Memory;
 
 use super::{HOST, Origin, SECRET, SECRET_NAME, runtime};
 
@@ -80,7 +79,7 @@ async fn app(origin_ca: std::path::PathBuf) -> (App, String) {
         authority: Arc::new(CertificateAuthority::new(root).unwrap()),
         api_key: Fingerprint::of(b"bench"),
         audit: Sink::to_writer(Box::new(std::io::sink())),
-        store: Arc::new(Memory::new()),
+        storage: Storage::in_memory(),
     };
     (App::start(&config, parts).await.unwrap(), ca_pem)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oshu_vault::app::{App, Parts, TENANT};
+use oshu_vault::app::{App, Parts, Storage, TENANT};
 use oshu_vault::audit::Sink;
 use oshu_vault::authority::{CertificateAuthority, Root};
 use oshu_vault::config::{Config, Resolve};
@@ -18,7 +18,6 @@ use oshu_vault::id::{SessionId, TenantId};
 use oshu_vault::secret::{Fingerprint, Secret};
 use oshu_vault::serve::{Newcomers, Peer};
 use oshu_vault::session::{Form, SecretForm};
-use oshu_vault::store::Memory;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
@@ -174,7 +173,7 @@ fn parts() -> Parts {
         authority: Arc::new(CertificateAuthority::new(root).expect("a root signs")),
         api_key: Fingerprint::of(API_KEY.as_bytes()),
         audit: Sink::discard(),
-        store: Arc::new(Memory::new()),
+        storage: Storage::in_memory(),
     }
 }
 

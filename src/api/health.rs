@@ -21,10 +21,11 @@ pub(super) async fn alive() -> Result<Response, Failure> {
     json(StatusCode::OK, &Health { status: "ok" })
 }
 
-/// `GET /readyz`: the process takes new work, or drains.
+/// `GET /readyz`: the process takes new work, or drains, or could not store a new session.
 pub(super) async fn ready(State(state): State<ApiState>) -> Result<Response, Failure> {
     if state.drain.is_draining() {
         return Err(Failure::Draining);
     }
+    state.sessions.store_health().map_err(Failure::StoreDown)?;
     json(StatusCode::OK, &Health { status: "ready" })
 }

@@ -4,18 +4,16 @@
 //! all listeners are bound, then audit records. Everything else goes to stderr.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::state;
 use super::{Exit, STARTUP, chain};
-use crate::app::{App, Parts};
+use crate::app::{App, Parts, Storage};
 use crate::audit::Sink;
 use crate::config::{Config, Flags, Source};
 use crate::secret::Fingerprint;
-use crate::store::Memory;
 use crate::telemetry;
 
 /// Runs the server until it is told to stop.
@@ -36,7 +34,7 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
         authority,
         api_key,
         audit: audit.clone(),
-        store: Arc::new(Memory::new()),
+        storage: Storage::in_memory(),
     };
     // Before the listeners, so that no signal is missed once they are announced.
     let stop = Stop::new()?;

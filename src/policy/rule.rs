@@ -208,6 +208,14 @@ impl SecretScope {
         }
     }
 
+    /// Writes the hosts out, as [`SecretScope::parse`] takes them; nothing where it is every host.
+    pub fn lines(&self) -> Option<Vec<String>> {
+        match &self.0 {
+            Scope::AnyHost => None,
+            Scope::Hosts(patterns) => Some(patterns.iter().map(ToString::to_string).collect()),
+        }
+    }
+
     /// Tells whether the secret may go to every host.
     pub fn is_any_host(&self) -> bool {
         self.0 == Scope::AnyHost

@@ -9,6 +9,7 @@ use std::fmt;
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce, Tag};
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::{BASE64, HEXLOWER, HEXLOWER_PERMISSIVE};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::id::fill_random;
@@ -93,6 +94,46 @@ impl Keyring {
         made
     }
 
+    /// Reads a list of keys, one a line or with commas between them: 64 hex digits, or 32 bytes in
+    /// base64. The first one seals; the others open what was sealed before. Their ids are derived
+    /// from them. Empty lines and those that begin with `#` are passed over.
+    ///
+    /// # Errors
+    /// [`Error::BadKey`], [`Error::NoKey`], and [`Error::DuplicateKey`].
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        let mut keys = Vec::new();
+        for (index, line) in text.split(|byte| b"\n,".contains(byte)).enumerate() {
+            let line = line.trim_ascii();
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            let key = read_key(line).ok_or(Error::BadKey(index + 1));
+            match key {
+                Ok(key) => keys.push((KeyId::of(&key), *key)),
+                Err(error) => {
+                    for (_, key) in &mut keys {
+                        key.zeroize();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let first = keys.first().map(|(id, _)| *id);
+        Self::from_keys(keys, first.ok_or(Error::NoKey)?)
+    }
+
+    /// Makes the text of one fresh random key, as [`Keyring::parse`] takes it.
+    pub fn fresh_key() -> Zeroizing<String> {
+        let mut key = Zeroizing::new([0; KEY_BYTES]);
+        fill_random(key.as_mut());
+        Zeroizing::new(HEXLOWER.encode(key.as_ref()))
+    }
+
+    /// Returns the ids of all keys, the current one first.
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> {
+        self.keys.iter().map(|(id, _)| *id)
+    }
+
     fn collect(given: &[(KeyId, [u8; KEY_BYTES])], current: KeyId) -> Result<Self, Error> {
         let mut keys: Vec<(KeyId, Box<Aes256Gcm>)> = Vec::with_capacity(given.len());
         for (id, key) in given {
@@ -169,7 +210,15 @@ impl Keyring {
     /// # Errors
     /// Bytes that are no envelope of ours.
     pub fn is_current(&self, sealed: &[u8]) -> Result<bool, Error> {
-        Ok(Envelope::split(sealed)?.key == self.current())
+        Ok(Self::key_of(sealed)? == self.current())
+    }
+
+    /// Returns the id of the key that an envelope says it was made by; nothing is verified.
+    ///
+    /// # Errors
+    /// Bytes that are no envelope of ours.
+    pub fn key_of(sealed: &[u8]) -> Result<KeyId, Error> {
+        Ok(Envelope::split(sealed)?.key)
     }
 
     #[expect(
@@ -214,6 +263,15 @@ impl<'a> Envelope<'a> {
             tag: *tag,
         })
     }
+}
+
+/// Reads one key, in either form. What it was decoded into is overwritten.
+fn read_key(text: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
+    let hex = (text.len() == 2 * KEY_BYTES).then_some(HEXLOWER_PERMISSIVE);
+    let bytes = hex.unwrap_or(BASE64).decode(text).ok()?;
+    let bytes = Zeroizing::new(bytes);
+    let key: &[u8; KEY_BYTES] = bytes.as_slice().try_into().ok()?;
+    Some(Zeroizing::new(*key))
 }
 
 fn cipher(key: &[u8; KEY_BYTES]) -> Box<Aes256Gcm> {
@@ -396,6 +454,39 @@ mod tests {
         // SHA-256 of 32 zero bytes begins 66687aad.
         assert_eq!(KeyId::of(&[0; KEY_BYTES]).to_string(), "66687aad");
         assert_ne!(Keyring::generate().current(), Keyring::generate().current());
+    }
+
+    #[test]
+    fn a_list_of_keys_is_read_the_first_one_seals() {
+        let (hex, base64) = ("00".repeat(32), BASE64.encode(&[1; KEY_BYTES]));
+        let (first, second) = (KeyId::of(&[0; KEY_BYTES]), KeyId::of(&[1; KEY_BYTES]));
+        for (text, expected) in [
+            (hex.clone(), Ok(vec![first])),
+            (base64.clone(), Ok(vec![second])),
+            ("AB".repeat(32), Ok(vec![KeyId::of(&[0xab; KEY_BYTES])])),
+            (
+                format!("# new\n{base64}\r\n\n {hex} \n"),
+                Ok(vec![second, first]),
+            ),
+            (format!("{hex},{base64}"), Ok(vec![first, second])),
+            (String::new(), Err(Error::NoKey)),
+            ("# nothing\n".to_owned(), Err(Error::NoKey)),
+            (format!("{hex}\n{hex}"), Err(Error::DuplicateKey(first))),
+            (format!("{hex}\n0{}", "0".repeat(62)), Err(Error::BadKey(2))),
+            (BASE64.encode(&[1; 31]), Err(Error::BadKey(1))),
+            (BASE64.encode(&[1; 33]), Err(Error::BadKey(1))),
+            ("a password".to_owned(), Err(Error::BadKey(1))),
+        ] {
+            let read = Keyring::parse(text.as_bytes()).map(|keys| keys.ids().collect::<Vec<_>>());
+            assert_eq!(read, expected, "{text}");
+        }
+        let fresh = Keyring::fresh_key();
+        assert_eq!(fresh.len(), 64);
+        assert!(Keyring::parse(fresh.as_bytes()).is_ok());
+        let sealed = Keyring::parse(hex.as_bytes()).unwrap().seal(&OWN, b"value");
+        assert_eq!(Keyring::key_of(&sealed), Ok(first));
+        let both = Keyring::parse(format!("{base64},{hex}").as_bytes()).unwrap();
+        assert_eq!(opened(&both, &sealed), Ok(b"value".to_vec()));
     }
 
     #[test]

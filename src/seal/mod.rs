@@ -31,6 +31,12 @@ pub enum Error {
     /// The key to seal with is not among the keys.
     #[error("current sealing key is not in the keyring: {0}")]
     NoCurrentKey(KeyId),
+    /// A line of a list of keys holds no key; lines are counted from one.
+    #[error("line {0} is no sealing key: 64 hex digits, or 32 bytes in base64")]
+    BadKey(usize),
+    /// A list of keys holds none.
+    #[error("there is no sealing key")]
+    NoKey,
 }
 
 /// Says whom a sealed value belongs to. All three parts are authenticated, none is kept inside.

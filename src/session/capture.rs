@@ -7,18 +7,21 @@
 //! live table and by the check of forms.
 
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::live::RETIRED_FOR;
+use super::handle::{SessionHandle, Standing};
+use super::live::{RETIRED_FOR, RETIRED_LIMIT, Sessions};
+use super::record::{Written, millis};
 use super::spec::FieldError;
 use super::view::{Retired, Sealed, SessionView};
-use crate::policy::{TokenEndpoint, TokenKind};
+use crate::policy::{SecretScope, TokenEndpoint, TokenKind};
 use crate::sealed_token::{Places, Prefix, SealedToken};
+use crate::secret::Secret;
 use crate::swap::Token;
 
 /// The most captured tokens of a session.
@@ -117,25 +120,95 @@ fn endpoint(
     })
 }
 
+impl Sessions {
+    /// Keeps the tokens that an endpoint gave to a session's workload: durable, then live for the
+    /// next request, in open tunnels too. Returns the sealed tokens, in the order of the tokens;
+    /// those that the endpoint gave before under the same names open nothing any more.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the session is over, or does not watch the endpoint any more;
+    /// [`Error::CaptureLimit`], [`Error::Store`]. Nothing changed in each case.
+    pub async fn capture(
+        &self,
+        handle: &SessionHandle,
+        endpoint: &Arc<TokenEndpoint>,
+        given: &[Token],
+    ) -> Result<Vec<String>, Error> {
+        let _one_at_a_time = handle.changing.lock().await;
+        if handle.is_over() {
+            return Err(Error::NotFound);
+        }
+        let before = handle.standing();
+        let endpoints = &before.view.endpoints;
+        let endpoint = endpoints.iter().find(|it| it.is_same(endpoint));
+        let taken = take(&before.view, endpoint.ok_or(Error::NotFound)?, given)?;
+        let now = Instant::now();
+        let earlier = before.view.retired.iter().filter(|old| old.until > now);
+        let mut out_of_use: Vec<Retired> = earlier.cloned().collect();
+        // Last, so that no number of captures drives out what an operator rotated.
+        out_of_use.extend(retired(taken.gone, now));
+        out_of_use.truncate(RETIRED_LIMIT);
+        let view = SessionView {
+            version: before.view.version + 1,
+            captured: taken.captured,
+            retired: out_of_use,
+            scrubbers: Arc::default(),
+            ..SessionView::clone(&before.view)
+        };
+        let written = Written {
+            form: &before.form,
+            view: &view,
+            credential: &handle.credential,
+            created: handle.created,
+        };
+        let owner = (&handle.tenant, &handle.id);
+        self.persist(owner, &written, millis(SystemTime::now()))
+            .await?;
+        if handle.is_cut() {
+            return Err(Error::NotFound);
+        }
+        handle.replace(Standing {
+            form: before.form.clone(),
+            spec: before.spec.clone(),
+            view: Arc::new(view),
+        });
+        Ok(taken.tokens)
+    }
+}
+
 impl Sealed {
     /// Seals a token. A name says what it is and where it comes from; no name of a secret has a `@`.
     fn captured(endpoint: &Arc<TokenEndpoint>, given: &Token, token: SealedToken) -> Self {
-        let name = name(endpoint, &given.name);
-        let mut own = Self {
-            name,
+        let own = Self {
+            name: name(endpoint, &given.name),
             token,
             secret: given.value.clone(),
             scope: endpoint.scope().clone(),
-            places: Arc::clone(&HEADERS),
+            places: places(endpoint, given.kind),
             source: None,
         };
-        if given.kind == TokenKind::Refresh {
-            own.places = Arc::new(Places {
-                body_of: Some(endpoint.path().into()),
-                ..Places::default()
-            });
-        }
         own.scoped(endpoint)
+    }
+
+    /// Makes one again of what its name says and of what stood in a row beside it; nothing where
+    /// the name is none of a captured token.
+    pub(super) fn recaptured(
+        own: &str,
+        token: SealedToken,
+        secret: Secret,
+        scope: SecretScope,
+    ) -> Option<Self> {
+        let (given, url) = own.split_once('@')?;
+        let kind = TokenKind::of(given.rsplit('.').next()?)?;
+        let endpoint = Arc::new(TokenEndpoint::parse(&format!("https://{url}")).ok()?);
+        Some(Self {
+            name: name(&endpoint, given),
+            token,
+            secret,
+            scope,
+            places: places(&endpoint, kind),
+            source: Some(endpoint),
+        })
     }
 
     /// Gives a captured token the scope that its endpoint has now.
@@ -146,6 +219,16 @@ impl Sealed {
         };
         self.source = Some(Arc::clone(endpoint));
         self
+    }
+}
+
+fn places(endpoint: &TokenEndpoint, kind: TokenKind) -> Arc<Places> {
+    match kind {
+        TokenKind::Access | TokenKind::Id => Arc::clone(&HEADERS),
+        TokenKind::Refresh => Arc::new(Places {
+            body_of: Some(endpoint.path().into()),
+            ..Places::default()
+        }),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::life::Life;
 use super::quota::{ExchangeGuard, Limited, Open, Turn};
+use super::record::millis;
 use super::spec::{Form, Spec};
 use super::view::{HostView, SessionView};
 use crate::host::HostPort;
@@ -142,6 +143,12 @@ impl SessionHandle {
     /// over, but for a patch that is at work in this moment.
     pub fn is_over(&self) -> bool {
         self.is_cut() || self.life.left(self.open.in_use()).is_zero()
+    }
+
+    /// Returns when the session was last used, in milliseconds since 1970.
+    pub(super) fn last_used(&self) -> u64 {
+        let idle = u64::try_from(self.life.idle().as_millis()).unwrap_or(u64::MAX);
+        millis(SystemTime::now()).saturating_sub(idle)
     }
 
     pub(super) fn is_cut(&self) -> bool {

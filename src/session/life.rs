@@ -49,13 +49,21 @@ impl Clock {
     }
 }
 
+/// How much younger than the one the store knows a use is at least when it is noted, in
+/// milliseconds.
+const LEAST_NEWS: u64 = 1000;
+
 /// The two lifetimes of a session, in milliseconds.
 #[derive(Debug)]
 pub(super) struct Life {
     clock: Clock,
-    born: Instant,
-    /// Counted from `born`.
+    /// When this process began to count, and how old the session was then.
+    since: Instant,
+    before: u64,
+    /// An age.
     last_used: AtomicU64,
+    /// The last use that the store knows of.
+    noted: AtomicU64,
     ttl: AtomicU64,
     max_lifetime: AtomicU64,
 }
@@ -63,13 +71,52 @@ pub(super) struct Life {
 impl Life {
     /// Begins now.
     pub(super) fn new(clock: Clock, ttl: Duration, max_lifetime: Duration) -> Self {
+        Self::resumed(clock, (ttl, max_lifetime), (Duration::ZERO, Duration::ZERO))
+    }
+
+    /// Goes on with a session of an age, after a time without use; a use before the birth or after
+    /// now counts as one at either of these.
+    pub(super) fn resumed(
+        clock: Clock,
+        (ttl, max_lifetime): (Duration, Duration),
+        (age, idle): (Duration, Duration),
+    ) -> Self {
+        let last_used = millis(age.saturating_sub(idle));
         Self {
-            born: clock.now(),
+            since: clock.now(),
+            before: millis(age),
             clock,
-            last_used: AtomicU64::new(0),
+            last_used: AtomicU64::new(last_used),
+            noted: AtomicU64::new(last_used),
             ttl: AtomicU64::new(millis(ttl)),
             max_lifetime: AtomicU64::new(millis(max_lifetime)),
         }
+    }
+
+    /// Returns the time since the last use.
+    pub(super) fn idle(&self) -> Duration {
+        let last_used = self.last_used.load(Ordering::Acquire);
+        Duration::from_millis(self.age().saturating_sub(last_used))
+    }
+
+    /// Returns the last use, as an age, where the store ought to be told of it: once it is a
+    /// twentieth of the lifetime younger than the one that was noted, and a second at least.
+    pub(super) fn to_note(&self) -> Option<u64> {
+        let last_used = self.last_used.load(Ordering::Acquire);
+        let news = last_used.saturating_sub(self.noted.load(Ordering::Acquire));
+        let ttl = self.ttl.load(Ordering::Acquire);
+        (news >= (ttl / 20).max(LEAST_NEWS)).then_some(last_used)
+    }
+
+    /// Notes that the store knows of a use.
+    pub(super) fn set_noted(&self, last_used: u64) {
+        self.noted.fetch_max(last_used, Ordering::AcqRel);
+    }
+
+    /// Returns the last use, as an age, where the store does not know of it.
+    pub(super) fn unnoted(&self) -> Option<u64> {
+        let last_used = self.last_used.load(Ordering::Acquire);
+        (last_used > self.noted.load(Ordering::Acquire)).then_some(last_used)
     }
 
     /// Starts the lifetime after the last use anew.
@@ -104,7 +151,8 @@ impl Life {
     }
 
     fn age(&self) -> u64 {
-        millis(self.clock.now().saturating_duration_since(self.born))
+        let here = self.clock.now().saturating_duration_since(self.since);
+        self.before.saturating_add(millis(here))
     }
 }
 
@@ -155,6 +203,59 @@ mod tests {
         assert_eq!(life.left(false), Duration::ZERO);
         life.change(2 * MINUTE, 6 * MINUTE);
         assert_eq!(life.left(false), MINUTE);
+    }
+
+    #[test]
+    fn a_life_goes_on_where_it_was_left() {
+        let clock = Clock::default();
+        let lifetimes = (2 * MINUTE, 10 * MINUTE);
+        let resumed = |age, idle| Life::resumed(clock.clone(), lifetimes, (age, idle));
+        for (age, idle, left) in [
+            (MINUTE, Duration::ZERO, 2 * MINUTE),
+            (5 * MINUTE, MINUTE, MINUTE),
+            (9 * MINUTE, Duration::ZERO, MINUTE),
+            (5 * MINUTE, 2 * MINUTE, Duration::ZERO),
+            (10 * MINUTE, Duration::ZERO, Duration::ZERO),
+            // Longer without use than it is old: since its birth.
+            (MINUTE, 5 * MINUTE, MINUTE),
+        ] {
+            assert_eq!(resumed(age, idle).left(false), left, "{age:?} {idle:?}");
+        }
+        let life = resumed(5 * MINUTE, MINUTE);
+        clock.advance(MINUTE / 2);
+        assert_eq!(
+            (life.idle(), life.left(false)),
+            (3 * MINUTE / 2, MINUTE / 2)
+        );
+        life.renew();
+        assert_eq!(
+            (life.idle(), life.left(false)),
+            (Duration::ZERO, 2 * MINUTE)
+        );
+    }
+
+    #[test]
+    fn a_use_is_worth_a_note_when_it_is_a_twentieth_younger() {
+        let clock = Clock::default();
+        for (ttl, step) in [
+            (MINUTE, Duration::from_secs(3)),
+            (20 * MINUTE, MINUTE),
+            (TICK, Duration::from_secs(1)),
+        ] {
+            let life = Life::new(clock.clone(), ttl, 100 * MINUTE);
+            let before = step.checked_sub(TICK).unwrap();
+            assert_eq!((life.to_note(), life.unnoted()), (None, None));
+            clock.advance(before);
+            life.renew();
+            assert_eq!(life.to_note(), None);
+            assert_eq!(life.unnoted(), Some(millis(before)));
+            clock.advance(TICK);
+            assert_eq!(life.to_note(), None, "nothing was used since");
+            life.renew();
+            assert_eq!(life.to_note(), Some(millis(step)));
+            life.set_noted(millis(step));
+            assert_eq!((life.to_note(), life.unnoted()), (None, None));
+        }
     }
 
     #[test]

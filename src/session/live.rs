@@ -3,9 +3,9 @@
 //! A patch is durable first, then the view changes, then the version. A deletion cuts first, then
 //! becomes durable. Called by the proxy, the management API and the sweeper.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -20,17 +20,16 @@ use super::credential::Credential;
 use super::handle::{Counters, SessionHandle, Standing};
 use super::life::{Clock, Life};
 use super::quota::{Open, Quotas};
-use super::record;
+use super::record::{self, Written, millis};
 use super::spec::{FieldError, Form, Options, Spec, Warning};
 use super::view::{Retired, Sealed, SessionView};
 use crate::audit::{Decision, Kind, Record, Sink};
 use crate::id::{SessionId, TenantId};
-use crate::policy::{AddressRules, TokenEndpoint};
+use crate::policy::AddressRules;
 use crate::seal::Keyring;
 use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
-use crate::store::{RowKey, Store};
-use crate::swap::Token;
+use crate::store::{Row, RowKey, Store};
 use crate::upstream::Pool;
 
 /// The proof that a caller is a session's workload.
@@ -73,14 +72,20 @@ pub struct Patched {
 /// All live sessions.
 #[derive(Debug)]
 pub struct Sessions {
-    table: DashMap<SessionId, Arc<SessionHandle>>,
-    store: Arc<dyn Store>,
-    keyring: Keyring,
-    options: Options,
+    pub(super) table: DashMap<SessionId, Arc<SessionHandle>>,
+    pub(super) store: Arc<dyn Store>,
+    /// Held while a row that it sealed is on its way to the store: once it is replaced, no row
+    /// comes under the key before.
+    pub(super) keyring: tokio::sync::RwLock<Keyring>,
+    pub(super) options: Options,
     quotas: Quotas,
     rules: Arc<AddressRules>,
     audit: Sink,
-    clock: Clock,
+    pub(super) clock: Clock,
+    /// Rows that are in the store and were refused.
+    pub(super) refused: Mutex<BTreeSet<RowKey>>,
+    /// One rotation at a time.
+    pub(super) rotating: tokio::sync::Mutex<()>,
     /// Compared with where there is no session, so that both cases do the same work.
     decoy: Fingerprint,
 }
@@ -98,12 +103,14 @@ impl Sessions {
         Self {
             table: DashMap::new(),
             store,
-            keyring,
+            keyring: keyring.into(),
             options,
             quotas: Quotas::default(),
             rules,
             audit,
             clock: Clock::default(),
+            refused: Mutex::default(),
+            rotating: tokio::sync::Mutex::default(),
             decoy,
         }
     }
@@ -137,30 +144,28 @@ impl Sessions {
         let (id, credential) = (SessionId::generate(), Credential::generate());
         let (view, sealed_secrets) = make_view(&spec, 1, None);
         let mut audit = self.record(tenant, &id, "created");
-        let created = SystemTime::now();
-        let fingerprint = credential.fingerprint();
-        self.persist(tenant, &id, &form, &view, &fingerprint, created)
+        let (created, fingerprint) = (SystemTime::now(), credential.fingerprint());
+        let written = Written {
+            form: &form,
+            view: &view,
+            credential: &fingerprint,
+            created,
+        };
+        self.persist((tenant, &id), &written, millis(created))
             .await?;
         let warnings = spec.warnings.clone();
-        let handle = Arc::new(SessionHandle {
+        let handle = Arc::new(self.handle(Begun {
             id: id.clone(),
             tenant: tenant.clone(),
             credential: fingerprint,
             created,
             life: Life::new(self.clock.clone(), spec.ttl, spec.max_lifetime),
-            version: AtomicU64::new(view.version),
-            standing: RwLock::new(Arc::new(Standing {
+            standing: Standing {
                 form,
                 spec,
                 view: Arc::new(view),
-            })),
-            changing: tokio::sync::Mutex::new(()),
-            cut: CancellationToken::new(),
-            pool: Pool::keeping(self.quotas.pool),
-            rules: Arc::clone(&self.rules),
-            open: Open::new(self.quotas),
-            counters: Counters::default(),
-        });
+            },
+        }));
         self.table.insert(id, Arc::clone(&handle));
         audit.decision(Decision::Allowed, "ok");
         Ok(Created {
@@ -169,6 +174,25 @@ impl Sessions {
             sealed_secrets,
             warnings,
         })
+    }
+
+    /// Makes the live object of a session.
+    pub(super) fn handle(&self, begun: Begun) -> SessionHandle {
+        SessionHandle {
+            id: begun.id,
+            tenant: begun.tenant,
+            credential: begun.credential,
+            created: begun.created,
+            life: begun.life,
+            version: AtomicU64::new(begun.standing.view.version),
+            standing: RwLock::new(Arc::new(begun.standing)),
+            changing: tokio::sync::Mutex::new(()),
+            cut: CancellationToken::new(),
+            pool: Pool::keeping(self.quotas.pool),
+            rules: Arc::clone(&self.rules),
+            open: Open::new(self.quotas),
+            counters: Counters::default(),
+        }
     }
 
     /// Changes a session: checked as a whole, durable, then live for the next request.
@@ -192,7 +216,13 @@ impl Sessions {
         let spec = Spec::parse(&form, &self.options).map_err(Error::Invalid)?;
         let version = before.view.version + 1;
         let (view, sealed_secrets) = make_view(&spec, version, Some(&before.view));
-        self.persist(tenant, id, &form, &view, &handle.credential, handle.created)
+        let written = Written {
+            form: &form,
+            view: &view,
+            credential: &handle.credential,
+            created: handle.created,
+        };
+        self.persist((tenant, id), &written, millis(SystemTime::now()))
             .await?;
         if handle.is_cut() {
             // It was deleted meanwhile. Whoever cut it waits for us, and then deletes the row.
@@ -211,55 +241,6 @@ impl Sessions {
             sealed_secrets,
             warnings,
         })
-    }
-
-    /// Keeps the tokens that an endpoint gave to a session's workload: durable, then live for the
-    /// next request, in open tunnels too. Returns the sealed tokens, in the order of the tokens;
-    /// those that the endpoint gave before under the same names open nothing any more.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] where the session is over, or does not watch the endpoint any more;
-    /// [`Error::CaptureLimit`], [`Error::Store`]. Nothing changed in each case.
-    pub async fn capture(
-        &self,
-        handle: &SessionHandle,
-        endpoint: &Arc<TokenEndpoint>,
-        given: &[Token],
-    ) -> Result<Vec<String>, Error> {
-        let _one_at_a_time = handle.changing.lock().await;
-        if handle.is_over() {
-            return Err(Error::NotFound);
-        }
-        let before = handle.standing();
-        let endpoints = &before.view.endpoints;
-        let endpoint = endpoints.iter().find(|it| it.is_same(endpoint));
-        let taken = capture::take(&before.view, endpoint.ok_or(Error::NotFound)?, given)?;
-        let now = Instant::now();
-        let earlier = before.view.retired.iter().filter(|old| old.until > now);
-        let mut retired: Vec<Retired> = earlier.cloned().collect();
-        // Last, so that no number of captures drives out what an operator rotated.
-        retired.extend(capture::retired(taken.gone, now));
-        retired.truncate(RETIRED_LIMIT);
-        let view = SessionView {
-            version: before.view.version + 1,
-            captured: taken.captured,
-            retired,
-            scrubbers: Arc::default(),
-            ..SessionView::clone(&before.view)
-        };
-        let (tenant, id) = (&handle.tenant, &handle.id);
-        let form = before.form.clone();
-        self.persist(tenant, id, &form, &view, &handle.credential, handle.created)
-            .await?;
-        if handle.is_cut() {
-            return Err(Error::NotFound);
-        }
-        handle.replace(Standing {
-            form,
-            spec: before.spec.clone(),
-            view: Arc::new(view),
-        });
-        Ok(taken.tokens)
     }
 
     /// Ends a session: cut first, then durable.
@@ -285,7 +266,7 @@ impl Sessions {
 
     /// Deletes the row of a session that was cut, and then its place in the table. Where the store
     /// fails, it stays in the table, so that its row is not forgotten.
-    async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
+    pub(super) async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
         let key = row_key(&handle.tenant, &handle.id);
         self.store.delete(&key).await.map_err(Error::Store)?;
         self.table.remove(&handle.id);
@@ -298,7 +279,7 @@ impl Sessions {
         own.filter(|own| !own.is_over())
     }
 
-    fn in_table(&self, id: &SessionId) -> Option<Arc<SessionHandle>> {
+    pub(super) fn in_table(&self, id: &SessionId) -> Option<Arc<SessionHandle>> {
         self.table.get(id).map(|entry| Arc::clone(entry.value()))
     }
 
@@ -333,39 +314,12 @@ impl Sessions {
         Some(Authenticated { handle })
     }
 
-    /// Ends what has expired and closes idle upstream connections. Called about once a second.
+    /// Tells whether the store takes changes, as far as is known.
     ///
-    /// All that is over is cut before the first row is deleted: a slow store delays no cut.
-    pub async fn sweep(&self) {
-        let all: Vec<_> = self
-            .table
-            .iter()
-            .map(|entry| Arc::clone(entry.value()))
-            .collect();
-        let mut over = Vec::new();
-        for handle in all {
-            if !handle.is_over() {
-                handle.pool.sweep();
-                continue;
-            }
-            if !handle.is_cut() {
-                let mut audit = self.record(&handle.tenant, &handle.id, "expired");
-                handle.end();
-                audit.decision(Decision::Allowed, "ok");
-            }
-            over.push(handle);
-        }
-        for handle in over {
-            // A patch or a deletion is at work: the next sweep looks again.
-            let Ok(_alone) = handle.changing.try_lock() else {
-                continue;
-            };
-            if let Err(error) = self.forget(&handle).await {
-                // The others would fail as slowly, and the next cuts must not wait for them.
-                tracing::error!(%error, "rows of ended sessions stay in the store for now");
-                return;
-            }
-        }
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn store_health(&self) -> Result<(), Error> {
+        self.store.health().map_err(Error::Store)
     }
 
     /// Returns the number of sessions in the table: the live ones, and those whose row is still to
@@ -379,7 +333,7 @@ impl Sessions {
         self.table.is_empty()
     }
 
-    fn record(&self, tenant: &TenantId, id: &SessionId, action: &'static str) -> Record {
+    pub(super) fn record(&self, tenant: &TenantId, id: &SessionId, action: &'static str) -> Record {
         let mut record = Record::begin(&self.audit, Kind::Session);
         record.tenant(tenant);
         record.session(id);
@@ -388,27 +342,37 @@ impl Sessions {
         record
     }
 
-    async fn persist(
+    /// Seals a record and makes it durable.
+    pub(super) async fn persist(
         &self,
-        tenant: &TenantId,
-        id: &SessionId,
-        form: &Form,
-        view: &SessionView,
-        credential: &Fingerprint,
-        created: SystemTime,
+        (tenant, id): (&TenantId, &SessionId),
+        written: &Written<'_>,
+        last_used: u64,
     ) -> Result<(), Error> {
-        let row = record::encode(&self.keyring, (tenant, id), form, view, credential, created);
-        self.store
-            .put(&row_key(tenant, id), row)
-            .await
-            .map_err(Error::Store)
+        let keyring = self.keyring.read().await;
+        let row = Row {
+            sealed: record::encode(&keyring, (tenant, id), written),
+            last_used,
+        };
+        let put = self.store.put(&row_key(tenant, id), row);
+        put.await.map_err(Error::Store)
     }
+}
+
+/// What a live object begins with.
+pub(super) struct Begun {
+    pub(super) id: SessionId,
+    pub(super) tenant: TenantId,
+    pub(super) credential: Fingerprint,
+    pub(super) created: SystemTime,
+    pub(super) life: Life,
+    pub(super) standing: Standing,
 }
 
 /// How long a value that was rotated out is still scrubbed.
 pub(super) const RETIRED_FOR: Duration = Duration::from_hours(1);
 /// How many of them, the youngest first.
-const RETIRED_LIMIT: usize = 100;
+pub(super) const RETIRED_LIMIT: usize = 100;
 
 /// Makes a view; secrets whose name and prefix stand in the one before keep their tokens. Returns
 /// also the tokens that are new.
@@ -417,11 +381,21 @@ pub(super) fn make_view(
     version: u64,
     before: Option<&SessionView>,
 ) -> (SessionView, BTreeMap<String, String>) {
-    let known: HashMap<&str, &SealedToken> = before
-        .iter()
-        .flat_map(|view| &view.sealed)
-        .map(|sealed| (sealed.name.as_ref(), &sealed.token))
-        .collect();
+    let known = before.iter().flat_map(|view| &view.sealed);
+    let known = known.map(|sealed| (sealed.name.as_ref(), &sealed.token));
+    let captured = before.map_or(&[][..], |before| &before.captured);
+    let retired = before.map_or_else(Vec::new, |before| retire(before, spec, Instant::now()));
+    view_with(spec, version, &known.collect(), (captured, retired))
+}
+
+/// Makes a view with the tokens that are known, those that were captured, as far as their endpoints
+/// are still watched, and the values that are out of use.
+pub(super) fn view_with(
+    spec: &Spec,
+    version: u64,
+    known: &HashMap<&str, &SealedToken>,
+    (captured, earlier): (&[Sealed], Vec<Retired>),
+) -> (SessionView, BTreeMap<String, String>) {
     let mut fresh = BTreeMap::new();
     let mut sealed = Vec::with_capacity(spec.secrets.len());
     for secret in &spec.secrets {
@@ -446,14 +420,9 @@ pub(super) fn make_view(
             source: None,
         });
     }
-    let now = Instant::now();
-    let before_captured = before.map_or(&[][..], |before| &before.captured);
-    let (captured, gone) = capture::keep(before_captured, &spec.token_endpoints);
-    let mut retired: Vec<Retired> = before
-        .into_iter()
-        .flat_map(|before| retire(before, spec, now))
-        .collect();
-    retired.extend(capture::retired(gone, now));
+    let (captured, gone) = capture::keep(captured, &spec.token_endpoints);
+    let mut retired = earlier;
+    retired.extend(capture::retired(gone, Instant::now()));
     retired.truncate(RETIRED_LIMIT);
     let view = SessionView {
         version,
@@ -504,7 +473,7 @@ fn decode_basic(value: &[u8]) -> Option<Zeroizing<String>> {
     String::from_utf8(decoded).ok().map(Zeroizing::new)
 }
 
-fn row_key(tenant: &TenantId, id: &SessionId) -> RowKey {
+pub(super) fn row_key(tenant: &TenantId, id: &SessionId) -> RowKey {
     RowKey {
         tenant: tenant.clone(),
         session: id.clone(),

@@ -10,16 +10,21 @@ mod credential;
 mod handle;
 mod life;
 mod live;
+mod load;
 mod quota;
 mod record;
+mod rotate;
 mod spec;
+mod sweep;
 mod view;
 
 pub use capture::{CAPTURED_LIMIT, CaptureForm};
 pub use credential::Credential;
 pub use handle::{Counters, SessionHandle, TunnelGuard};
 pub use live::{Authenticated, Created, Patched, Sessions};
+pub use load::Loaded;
 pub use quota::{ExchangeGuard, Limited, Quotas, Turn};
+pub use rotate::{Rotated, rotate_offline};
 pub use spec::{
     BAD_FIELDS_LIMIT, FieldError, Form, Options, SecretForm, SecretSpec, Spec, Warning,
 };
@@ -40,6 +45,10 @@ pub enum Error {
     /// The store did not take the change; nothing changed.
     #[error("the store did not take the change")]
     Store(#[source] crate::store::Error),
+    /// What is in the store cannot be read with these keys: another keyring sealed it, or a key
+    /// was taken out too early.
+    #[error("the sealing keys are not those of the store")]
+    Keys(#[source] crate::seal::Error),
 }
 
 #[cfg(test)]

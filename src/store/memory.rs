@@ -7,12 +7,12 @@ use std::fmt;
 
 use dashmap::DashMap;
 
-use crate::store::{BoxFuture, Error, Row, RowKey, Store};
+use crate::store::{BoxFuture, Error, Row, RowKey, Rows, Store};
 
 /// Keeps rows in memory; they are gone with the process.
 #[derive(Default)]
 pub struct Memory {
-    rows: DashMap<RowKey, Vec<u8>>,
+    rows: DashMap<RowKey, Row>,
 }
 
 impl Memory {
@@ -31,7 +31,7 @@ impl fmt::Debug for Memory {
 }
 
 impl Store for Memory {
-    fn put(&self, key: &RowKey, row: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put(&self, key: &RowKey, row: Row) -> BoxFuture<'_, Result<(), Error>> {
         let key = key.clone();
         Box::pin(async move {
             self.rows.insert(key, row);
@@ -39,7 +39,7 @@ impl Store for Memory {
         })
     }
 
-    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Row>, Error>> {
         let key = key.clone();
         Box::pin(async move { Ok(self.rows.get(&key).map(|row| row.value().clone())) })
     }
@@ -49,7 +49,18 @@ impl Store for Memory {
         Box::pin(async move { Ok(self.rows.remove(&key).is_some()) })
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Vec<Row>, Error>> {
+    fn touch(&self, used: Vec<(RowKey, u64)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            for (key, last_used) in used {
+                if let Some(mut row) = self.rows.get_mut(&key) {
+                    row.last_used = last_used;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Rows, Error>> {
         Box::pin(async move {
             let mut rows: Vec<_> = self
                 .rows
@@ -57,7 +68,10 @@ impl Store for Memory {
                 .map(|row| (row.key().clone(), row.value().clone()))
                 .collect();
             rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-            Ok(rows)
+            Ok(Rows {
+                rows,
+                strange: Vec::new(),
+            })
         })
     }
 }
@@ -68,6 +82,13 @@ mod tests {
 
     use super::*;
     use crate::id::{SessionId, TenantId};
+
+    fn row(sealed: &[u8]) -> Row {
+        Row {
+            sealed: sealed.to_vec(),
+            last_used: 7,
+        }
+    }
 
     fn key(tenant: &str) -> RowKey {
         RowKey {
@@ -81,9 +102,9 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(Memory::new());
         let first = key("acme");
         assert_eq!(store.get(&first).await.unwrap(), None);
-        store.put(&first, b"one".to_vec()).await.unwrap();
-        store.put(&first, b"two".to_vec()).await.unwrap();
-        assert_eq!(store.get(&first).await.unwrap(), Some(b"two".to_vec()));
+        store.put(&first, row(b"one")).await.unwrap();
+        store.put(&first, row(b"two")).await.unwrap();
+        assert_eq!(store.get(&first).await.unwrap(), Some(row(b"two")));
         assert!(store.delete(&first).await.unwrap());
         assert!(!store.delete(&first).await.unwrap());
         assert_eq!(store.get(&first).await.unwrap(), None);
@@ -93,7 +114,7 @@ mod tests {
     async fn a_row_belongs_to_its_tenant_and_session() {
         let store = Memory::new();
         let own = key("acme");
-        store.put(&own, b"row".to_vec()).await.unwrap();
+        store.put(&own, row(b"row")).await.unwrap();
         let other_tenant = RowKey {
             tenant: TenantId::new("umbrella"),
             ..own.clone()
@@ -109,9 +130,9 @@ mod tests {
         let store = Memory::new();
         let mut keys: Vec<_> = ["b", "a", "c", "a"].map(key).into();
         for (number, key) in (0_u8..).zip(&keys) {
-            store.put(key, vec![number]).await.unwrap();
+            store.put(key, row(&[number])).await.unwrap();
         }
-        let loaded = store.load().await.unwrap();
+        let loaded = store.load().await.unwrap().rows;
         keys.sort();
         assert_eq!(
             loaded.iter().map(|(key, _)| key).collect::<Vec<_>>(),
@@ -120,17 +141,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_use_is_noted_beside_the_row_and_brings_none_back() {
+        let store = Memory::new();
+        let (own, gone) = (key("acme"), key("acme"));
+        store.put(&own, row(b"row")).await.unwrap();
+        let used = vec![(own.clone(), 9), (gone.clone(), 9)];
+        store.touch(used).await.unwrap();
+        let expected = Row {
+            last_used: 9,
+            ..row(b"row")
+        };
+        assert_eq!(store.get(&own).await.unwrap(), Some(expected));
+        assert_eq!(store.get(&gone).await.unwrap(), None);
+    }
+
+    #[tokio::test]
     async fn nothing_happens_before_the_future_is_polled() {
         let store = Memory::new();
         let own = key("acme");
-        drop(store.put(&own, b"row".to_vec()));
+        drop(store.put(&own, row(b"row")));
         assert_eq!(store.get(&own).await.unwrap(), None);
     }
 
     #[test]
     fn debug_shows_no_row() {
         let store = Memory::new();
-        store.rows.insert(key("acme"), b"row".to_vec());
+        store.rows.insert(key("acme"), row(b"row"));
         assert_eq!(format!("{store:?}"), "Memory { rows: 1 }");
     }
 }

@@ -8,6 +8,7 @@ mod memory;
 
 use std::error::Error as StdError;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use crate::id::{SessionId, TenantId};
@@ -25,8 +26,32 @@ pub enum Error {
     #[error("store is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
     /// What the store holds cannot be read as rows: another program or a broken disk wrote it.
-    #[error("store holds something that is not a row")]
-    Corrupt,
+    #[error("{path} is damaged, or no store of sessions")]
+    Corrupt {
+        /// The store's file.
+        path: PathBuf,
+        /// What was found.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// Another process has the store open.
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+    /// The file or its folder cannot be opened, made or trusted.
+    #[error("{path} cannot be used")]
+    File {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn unavailable(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Unavailable(cause.into())
+    }
 }
 
 /// Names a row: a session of a tenant.
@@ -38,8 +63,24 @@ pub struct RowKey {
     pub session: SessionId,
 }
 
-/// A row with its key.
-pub type Row = (RowKey, Vec<u8>);
+/// What stands in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The sealed record.
+    pub sealed: Vec<u8>,
+    /// When the session was last used, in milliseconds since 1970. It stands in clear and may be
+    /// forged by whoever writes to the store: what it can reach is bounded under the seal.
+    pub last_used: u64,
+}
+
+/// Everything that a store holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// The rows, in the order of their keys.
+    pub rows: Vec<(RowKey, Row)>,
+    /// The keys, in a form for people, under which no row of ours can stand.
+    pub strange: Vec<String>,
+}
 
 /// Keeps rows. A change is durable, as far as the store can make it so, when its future is done.
 ///
@@ -47,14 +88,25 @@ pub type Row = (RowKey, Vec<u8>);
 /// changed the row.
 pub trait Store: Send + Sync + Debug {
     /// Writes a row, in place of an earlier one of that key.
-    fn put(&self, key: &RowKey, row: Vec<u8>) -> BoxFuture<'_, Result<(), Error>>;
+    fn put(&self, key: &RowKey, row: Row) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Reads a row.
-    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>>;
+    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Row>, Error>>;
 
     /// Deletes a row, and tells whether there was one.
     fn delete(&self, key: &RowKey) -> BoxFuture<'_, Result<bool, Error>>;
 
-    /// Reads every row, in the order of the keys: what a process does once when it starts.
-    fn load(&self) -> BoxFuture<'_, Result<Vec<Row>, Error>>;
+    /// Notes when sessions were last used; those whose row is gone are passed over.
+    fn touch(&self, used: Vec<(RowKey, u64)>) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Reads every row: what a process does once when it starts, and when keys are rotated.
+    fn load(&self) -> BoxFuture<'_, Result<Rows, Error>>;
+
+    /// Tells whether the store took the last change that it was asked for.
+    ///
+    /// # Errors
+    /// Why it takes none, as far as is known at this moment. Nothing is tried here.
+    fn health(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }

@@ -62,6 +62,9 @@ pub enum Failure {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     Slow,
+    /// The store takes no changes at present; the cause was logged when that began.
+    #[error("no change can be stored at present")]
+    StoreDown(#[source] Error),
     /// The store did not take the change.
     #[error("the change could not be stored: try again later")]
     Store(#[source] Error),
@@ -88,8 +91,8 @@ impl From<Error> for Failure {
             Error::Invalid(errors) => Self::Invalid(errors),
             Error::NotFound => Self::NotFound,
             // Nothing is captured for a caller of the API.
-            Error::CaptureLimit => Self::Internal(error.into()),
             Error::Store(_) => Self::Store(error),
+            Error::CaptureLimit | Error::Keys(_) => Self::Internal(error.into()),
         }
     }
 }
@@ -110,7 +113,9 @@ impl Failure {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::Slow => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
-            Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+            Self::Store(_) | Self::StoreDown(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
+            }
             Self::TlsRequired => (StatusCode::FORBIDDEN, "tls_required"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::TooManyAttempts(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_auth_failures"),

@@ -18,7 +18,7 @@ use rustls::RootCertStore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::app::{App, Parts, TENANT};
+use crate::app::{App, Parts, Storage, TENANT};
 use crate::audit::Sink;
 use crate::authority::{CertificateAuthority, Root};
 use crate::cli::folder::Folder;
@@ -31,7 +31,6 @@ use crate::id::{TenantId, fill_random};
 use crate::policy::Cidr;
 use crate::secret::{Fingerprint, Secret};
 use crate::session::{Created, Form, SecretForm};
-use crate::store::Memory;
 
 use origin::Origin;
 use story::{API, EVIL, PASTE, Story};
@@ -174,7 +173,7 @@ async fn vault(trusted: PathBuf, hosts: [(&str, SocketAddr); 2]) -> Result<App, 
         authority: Arc::new(authority("Oshu Vault demo")?),
         api_key: Fingerprint::of(generate_key().expose()),
         audit: Sink::discard(),
-        store: Arc::new(Memory::new()),
+        storage: Storage::in_memory(),
     };
     App::start(&config, parts)
         .await

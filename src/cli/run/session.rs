@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::secrets::Known;
-use crate::app::{App, Parts, TENANT};
+use crate::app::{App, Parts, Storage, TENANT};
 use crate::audit::Sink;
 use crate::authority::{CertificateAuthority, Root};
 use crate::cli::client::call;
@@ -26,7 +26,6 @@ use crate::host::HostPattern;
 use crate::id::{SessionId, TenantId};
 use crate::secret::Fingerprint;
 use crate::session::{Error, Form, SecretForm};
-use crate::store::Memory;
 
 /// The common name of a private proxy's root.
 const ROOT_NAME: &str = "Oshu Vault run";
@@ -117,7 +116,7 @@ pub(super) async fn open_private(run: &Run, secrets: &[Known]) -> Result<Opened,
             Some(path) => audit_file(path)?,
             None => Sink::discard(),
         },
-        store: Arc::new(Memory::new()),
+        storage: Storage::in_memory(),
     };
     let app = App::start(&config, parts)
         .await

@@ -2,8 +2,10 @@
 
 use zeroize::Zeroizing;
 
+use super::restarts::{keys, proven};
 use super::*;
 use crate::policy::TokenEndpoint;
+use crate::seal::KeyId;
 use crate::session::CAPTURED_LIMIT;
 use crate::session::Error as SessionError;
 use crate::swap::TokenAnswer;
@@ -228,6 +230,13 @@ async fn what_is_given_anew_replaces_what_was_given_before() {
     );
 }
 
+/// Tells whether a value is taken out of the answers of a host.
+fn scrubs(handle: &SessionHandle, host: &str, value: &str) -> bool {
+    let view = handle.host_view(&target(host), Scheme::Https).unwrap();
+    let scrubber = view.scrubber();
+    scrubber.is_some_and(|it| it.scrub_value(value.as_bytes()).is_some())
+}
+
 #[tokio::test]
 async fn captured_values_are_scrubbed_where_they_are_known() {
     let world = World::new();
@@ -237,13 +246,7 @@ async fn captured_values_are_scrubbed_where_they_are_known() {
     );
     let created = world.create(watching(named(&[entry]))).await;
     let handle = &created.handle;
-    let scrubs = |host: &str, value: &str| {
-        let view = handle.host_view(&target(host), Scheme::Https).unwrap();
-        let found = view
-            .scrubber()
-            .and_then(|it| it.scrub_value(value.as_bytes()));
-        found.is_some()
-    };
+    let scrubs = |host: &str, value: &str| scrubs(handle, host, value);
     let (one, two) = ("access-0123456789-one", "refresh-0123456789-two");
     let body = format!("{{\"access_token\":\"{one}\",\"refresh_token\":\"{two}\"}}");
     let idp = "idp.example.com:443";
@@ -304,6 +307,99 @@ async fn a_patch_moves_the_scope_and_keeps_the_tokens() {
         .patch(&world.tenant, handle.id(), change)
         .await;
     assert!(matches!(patched, Err(SessionError::Invalid(errors)) if errors[0].code == "bad_name"));
+}
+
+#[tokio::test]
+async fn captured_tokens_outlive_a_restart_and_those_they_replaced_do_not() {
+    let world = proven().await;
+    let (url, idp) = (
+        "https://idp.example.com/v1/oauth/token",
+        "idp.example.com:443",
+    );
+    let form = watching(named(&[(
+        url,
+        Some(&["a.example.com", "[2606:4700::1]:443"]),
+    )]));
+    let created = world.create(form).await;
+    let first = world.capture(&created.handle, idp, BODY).await;
+    let body = r#"{"access_token":"access-four-0123456789","id_token":"id-three-0123456789"}"#;
+    let second = world.capture(&created.handle, idp, body).await;
+    let claude = world.capture(&created.handle, CLAUDE, BODY).await;
+    let other = || Keyring::from_keys(vec![(KeyId::new(2), [8; 32])], KeyId::new(2)).unwrap();
+    let both = || {
+        let keys = vec![(KeyId::new(2), [8; 32]), (KeyId::new(1), [7; 32])];
+        Keyring::from_keys(keys, KeyId::new(2)).unwrap()
+    };
+    // The second time under another key, which sealed everything anew.
+    for rotated in [false, true] {
+        if rotated {
+            world.sessions.rotate(both()).await.unwrap();
+        }
+        let after = world.restarted(if rotated { other() } else { keys() });
+        assert_eq!(after.sessions.load().await.unwrap().live, 1);
+        let handle = &after.live(&created).unwrap();
+        assert_eq!(handle.captured(), created.handle.captured());
+        for host in ["a.example.com:443", "[2606:4700::1]:443"] {
+            let opened = open_at(handle, host, BEARER, &second[0]);
+            assert_eq!(opened.as_deref(), Some("access-four-0123456789"), "{host}");
+            assert_eq!(open_at(handle, host, KEY, &second[0]), None);
+            assert_eq!(open_at(handle, host, BEARER, &first[0]), None, "replaced");
+            assert!(open_at(handle, host, BEARER, &first[2]).is_some());
+            assert!(scrubs(handle, host, "sk-ant-oat01-one"), "for an hour");
+        }
+        assert_eq!(open_at(handle, idp, BEARER, &second[0]), None);
+        assert_eq!(
+            open_at(handle, "b.example.com:443", BEARER, &second[0]),
+            None
+        );
+        for (path, opens) in [(TOKEN, true), (b"/v1/oauth/token/", false), (b"", false)] {
+            let opened = open_in_body(handle, idp, path, &first[1]);
+            assert_eq!(opened.as_deref(), opens.then_some("sk-ant-ort01-two"));
+            assert_eq!(open_in_body(handle, CLAUDE, path, &first[1]), None);
+        }
+        assert!(open_at(handle, "api.anthropic.com:443", BEARER, &claude[0]).is_some());
+        assert!(open_in_body(handle, CLAUDE, TOKEN, &claude[1]).is_some());
+        // The endpoint knows what it gave, also what may not go there.
+        for value in [
+            "sk-ant-oat01-one",
+            "sk-ant-ort01-two",
+            "access-four-0123456789",
+        ] {
+            assert!(scrubs(handle, idp, value), "{value}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn captured_tokens_go_on_after_a_restart_as_before_it() {
+    let world = proven().await;
+    let created = world.create(one_secret()).await;
+    let first = world.capture(&created.handle, CLAUDE, BODY).await;
+    let after = world.restarted(keys());
+    after.sessions.load().await.unwrap();
+    let handle = &after.live(&created).unwrap();
+    let body = r#"{"access_token":"sk-ant-oat01-one","refresh_token":"sk-ant-ort01-five"}"#;
+    let second = after.capture(handle, CLAUDE, body).await;
+    assert_eq!(first[0], second[0], "the same value keeps its token");
+    assert_eq!(open_in_body(handle, CLAUDE, TOKEN, &first[1]), None);
+    assert!(open_in_body(handle, CLAUDE, TOKEN, &second[1]).is_some());
+    assert_eq!(handle.captured().len(), 3);
+    // An endpoint that is known no more: its tokens open nothing, and are still scrubbed.
+    let unknown = Options {
+        token_endpoints: Arc::from([]),
+        ..options()
+    };
+    let last = world.restarted_with(unknown, keys());
+    last.sessions.load().await.unwrap();
+    let handle = &last.live(&created).unwrap();
+    assert!(handle.captured().is_empty());
+    let api = "api.anthropic.com:443";
+    assert_eq!(open_at(handle, api, BEARER, &second[0]), None);
+    assert_eq!(open_in_body(handle, CLAUDE, TOKEN, &second[1]), None);
+    assert!(scrubs(handle, api, "sk-ant-oat01-one"));
+    for value in ["sk-ant-oat01-one", "sk-ant-ort01-two", "sk-ant-ort01-five"] {
+        assert!(scrubs(handle, CLAUDE, value), "{value}");
+    }
 }
 
 #[tokio::test]

@@ -105,10 +105,10 @@ async fn a_sweep_deletes_rows_that_a_deletion_could_not() {
     let id = created.handle.id();
     world.store.fail(true);
     world.sessions.delete(&world.tenant, id).await.unwrap_err();
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!((world.sessions.len(), world.rows().await), (1, 1));
     world.store.fail(false);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!((world.sessions.len(), world.rows().await), (0, 0));
 }
 
@@ -144,21 +144,21 @@ async fn a_sweep_ends_what_has_expired_and_nothing_else() {
     let open = expired.handle.enter(&target("api.example.com:443"));
     let _in_flight = busy.handle.exchange();
     world.clock.advance(NEARLY);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!(world.sessions.len(), 3);
     assert!(open.cut().now_or_never().is_none());
     world.clock.advance(TICK);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert!(open.cut().now_or_never().is_some());
     assert!(expired.handle.pool().is_closed());
     assert!(world.admits(&busy) && world.admits(&young));
     assert_eq!((world.sessions.len(), world.rows().await), (2, 2));
     world.clock.advance(Duration::from_secs(1));
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!((world.sessions.len(), world.rows().await), (1, 1));
     // In use or not, there is an end.
     world.clock.advance(9 * MINUTE);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert!(busy.handle.pool().is_closed());
     assert_eq!((world.sessions.len(), world.rows().await), (0, 0));
 }
@@ -172,13 +172,13 @@ async fn a_store_that_fails_delays_no_cut() {
     }
     world.clock.advance(MINUTE);
     world.store.fail(true);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert!(all.iter().all(|it| it.handle.pool().is_closed()));
     // One failure is enough to know; five would hold up the next sweep's cuts.
     assert_eq!(world.store.refused.load(Ordering::SeqCst), 1);
     assert_eq!((world.sessions.len(), world.rows().await), (5, 5));
     world.store.fail(false);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!((world.sessions.len(), world.rows().await), (0, 0));
 }
 
@@ -209,13 +209,13 @@ async fn an_expiry_in_the_middle_of_a_patch_leaves_no_row() {
     let created = world.create(one_secret()).await;
     let patch = held_patch(&world, &created).await;
     world.clock.advance(MINUTE);
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert!(created.handle.pool().is_closed());
     assert_eq!(world.sessions.len(), 1, "until its row can be deleted");
     world.store.release();
     let patched = patch.await.unwrap();
     assert!(matches!(patched, Err(Error::NotFound)), "{patched:?}");
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!((world.sessions.len(), world.rows().await), (0, 0));
 }
 
@@ -261,8 +261,8 @@ async fn every_change_has_its_record() {
     world.store.fail(false);
     world.sessions.delete(&world.tenant, id).await.unwrap();
     world.clock.advance(MINUTE);
-    world.sessions.sweep().await;
-    world.sessions.sweep().await;
+    world.sweep().await;
+    world.sweep().await;
     audit.flush();
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let (own, other) = (id.as_str(), other.handle.id().as_str());

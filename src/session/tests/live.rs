@@ -256,7 +256,7 @@ async fn an_exchange_in_progress_keeps_its_session_up_to_its_greatest_age() {
     let (one, two) = (created.handle.exchange(), created.handle.exchange());
     for _ in 0..4 {
         world.clock.advance(2 * MINUTE);
-        world.sessions.sweep().await;
+        world.sweep().await;
         assert!(world.admits(&created));
     }
     drop(one);
@@ -277,7 +277,7 @@ async fn a_late_exchange_brings_nothing_back() {
     assert!(created.handle.is_over());
     drop(late);
     assert!(created.handle.is_over());
-    world.sessions.sweep().await;
+    world.sweep().await;
     assert_eq!(world.sessions.len(), 0);
 }
 

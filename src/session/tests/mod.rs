@@ -9,6 +9,8 @@ mod live;
 mod patches;
 mod properties;
 mod record;
+mod restarts;
+mod rotation;
 mod scopes;
 mod scrubs;
 mod spec;
@@ -34,7 +36,7 @@ use crate::session::life::Clock;
 use crate::session::{
     CaptureForm, Created, Form, HostView, Options, SecretForm, SessionHandle, Sessions,
 };
-use crate::store::{BoxFuture, Error, Memory, Row, RowKey, Store};
+use crate::store::{BoxFuture, Error, Memory, Row, RowKey, Rows, Store};
 use crate::swap::Lookup;
 
 /// A value that may stand nowhere but in the session and, by name, in an opening.
@@ -165,7 +167,7 @@ impl TestStore {
 }
 
 impl Store for TestStore {
-    fn put(&self, key: &RowKey, row: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put(&self, key: &RowKey, row: Row) -> BoxFuture<'_, Result<(), Error>> {
         let key = key.clone();
         Box::pin(async move {
             self.obey().await?;
@@ -173,7 +175,7 @@ impl Store for TestStore {
         })
     }
 
-    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Row>, Error>> {
         self.rows.get(key)
     }
 
@@ -185,7 +187,14 @@ impl Store for TestStore {
         })
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Vec<Row>, Error>> {
+    fn touch(&self, used: Vec<(RowKey, u64)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.obey().await?;
+            self.rows.touch(used).await
+        })
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Rows, Error>> {
         self.rows.load()
     }
 }
@@ -236,8 +245,37 @@ impl World {
         patched.unwrap().sealed_secrets
     }
 
+    /// Starts again over the same rows.
+    fn restarted(&self, keyring: Keyring) -> Self {
+        self.restarted_with(options(), keyring)
+    }
+
+    fn restarted_with(&self, options: Options, keyring: Keyring) -> Self {
+        let clock = Clock::default();
+        let rows: Arc<dyn Store> = Arc::clone(&self.store) as _;
+        let rules = Arc::new(closed());
+        let sessions = Sessions::new(rows, keyring, options, rules, Sink::discard());
+        Self {
+            sessions: Arc::new(sessions.with_clock(clock.clone())),
+            store: Arc::clone(&self.store),
+            clock,
+            tenant: self.tenant.clone(),
+        }
+    }
+
+    /// Returns the live session of an id.
+    fn live(&self, created: &Created) -> Option<Arc<SessionHandle>> {
+        self.sessions.find(&self.tenant, created.handle.id())
+    }
+
+    /// Does what is done once a second.
+    async fn sweep(&self) {
+        self.sessions.cut_expired();
+        self.sessions.settle().await;
+    }
+
     async fn rows(&self) -> usize {
-        self.store.load().await.unwrap().len()
+        self.store.load().await.unwrap().rows.len()
     }
 
     fn finds(&self, handle: &SessionHandle) -> bool {

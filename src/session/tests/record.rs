@@ -21,9 +21,9 @@ fn world() -> World {
 
 /// Reads the only row there is.
 async fn row(world: &World) -> Vec<u8> {
-    let mut rows = world.store.load().await.unwrap();
+    let mut rows = world.store.load().await.unwrap().rows;
     assert_eq!(rows.len(), 1);
-    rows.remove(0).1
+    rows.remove(0).1.sealed
 }
 
 fn context<'a>(tenant: &'a str, session: &'a str) -> Context<'a> {
@@ -108,8 +108,9 @@ async fn the_row_holds_the_whole_session() {
         .duration_since(std::time::UNIX_EPOCH);
     let encoded = |bytes: &[u8]| BASE64.encode(bytes);
     let expected = json!({
+        "format": 1,
         "version": 1,
-        "created": since.unwrap().as_secs(),
+        "created": u64::try_from(since.unwrap().as_millis()).unwrap(),
         "credential": encoded(created.credential.fingerprint().as_bytes()),
         "secrets": {
             "OWN": {

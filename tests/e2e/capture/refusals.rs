@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use oshu_vault::store::{BoxFuture, Error, Memory, Row, RowKey, Store};
+use oshu_vault::store::{BoxFuture, Error, Memory, Row, RowKey, Rows, Store};
 
 use super::*;
 use crate::scrub::encode;
@@ -16,14 +16,14 @@ struct Brittle {
 }
 
 impl Store for Brittle {
-    fn put(&self, key: &RowKey, row: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put(&self, key: &RowKey, row: Row) -> BoxFuture<'_, Result<(), Error>> {
         if self.fails.load(Ordering::SeqCst) {
             return Box::pin(async { Err(Error::Unavailable("broken by the test".into())) });
         }
         self.rows.put(key, row)
     }
 
-    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+    fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Row>, Error>> {
         self.rows.get(key)
     }
 
@@ -31,7 +31,11 @@ impl Store for Brittle {
         self.rows.delete(key)
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Vec<Row>, Error>> {
+    fn touch(&self, used: Vec<(RowKey, u64)>) -> BoxFuture<'_, Result<(), Error>> {
+        self.rows.touch(used)
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Rows, Error>> {
         self.rows.load()
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use oshu_vault::app::Storage;
 use oshu_vault::audit::{Kind, Record, Sink};
 use oshu_vault::cli::{SecretFlag, SecretFrom};
 use oshu_vault::config::{Config, FileContent, Flags, Source};
@@ -19,7 +20,7 @@ use oshu_vault::seal::{KeyId, Keyring};
 use oshu_vault::sealed_token::{MARKER, Place, TokenId};
 use oshu_vault::secret::{Fingerprint, Secret};
 use oshu_vault::session::{Form, HostView, Options, SecretForm, Sessions, Spec};
-use oshu_vault::store::Memory;
+use oshu_vault::store::{Memory, Store};
 use oshu_vault::swap::{
     BodyKind, BodySwap, Decoder, Lookup, ScrubStream, Scrubber, Swapper, TokenAnswer,
 };
@@ -146,6 +147,10 @@ async fn sessions(printed: &mut Printed) {
     printed.add("SessionHandle", &*created.handle);
     printed.add("Sessions", &sessions);
     printed.add("Memory", &*store);
+    for (_, row) in store.load().await.expect("rows").rows {
+        printed.add("Row", &row);
+    }
+    printed.add("Storage", &Storage::in_memory());
     let login = crate::support::basic(created.handle.id().as_str(), created.credential.expose());
     let caller = sessions
         .authenticate(login.as_bytes())

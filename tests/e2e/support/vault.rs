@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use oshu_vault::app::{App, Listening, Parts, TENANT};
+use oshu_vault::app::{App, Listening, Parts, Storage, TENANT};
 use oshu_vault::audit::Sink;
 use oshu_vault::authority::{CertificateAuthority, Root};
 use oshu_vault::config::{Config, Resolve};
@@ -16,7 +16,7 @@ use oshu_vault::host::Host;
 use oshu_vault::id::{SessionId, TenantId};
 use oshu_vault::policy::Cidr;
 use oshu_vault::secret::Fingerprint;
-use oshu_vault::store::{Memory, Store};
+use oshu_vault::store::Store;
 use oshu_vault_sdk::{Client, CreateSession, CreatedSession};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -32,7 +32,7 @@ pub(crate) const API_KEY: &str = "ovk_0123456789abcdef0123456789abcdef";
 pub(crate) struct VaultBuilder {
     config: Config,
     trusted: Vec<Arc<TestCa>>,
-    store: Arc<dyn Store>,
+    storage: Storage,
 }
 
 impl VaultBuilder {
@@ -69,7 +69,7 @@ impl VaultBuilder {
 
     /// Keeps sessions in a store of the test's choice.
     pub(crate) fn store(mut self, store: Arc<dyn Store>) -> Self {
-        self.store = store;
+        self.storage.store = store;
         self
     }
 
@@ -96,7 +96,7 @@ impl VaultBuilder {
             authority: Arc::clone(&authority),
             api_key: Fingerprint::of(API_KEY.as_bytes()),
             audit: sink.clone(),
-            store: self.store,
+            storage: self.storage,
         };
         let app = App::start(&self.config, parts)
             .await
@@ -134,7 +134,7 @@ impl Vault {
         VaultBuilder {
             config,
             trusted: vec![TestCa::shared()],
-            store: Arc::new(Memory::new()),
+            storage: Storage::in_memory(),
         }
         .dev(true)
     }

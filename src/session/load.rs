@@ -1,0 +1,211 @@
+//! What a process does with the rows that are there when it starts.
+//!
+//! Every record is opened once; its values live in memory from then on. A row that is refused is
+//! named in the log, left where it is and not served, and the others are. Keys that open nothing
+//! are an error, never an empty table. Called by `app` before anything is served.
+
+use std::fmt::Display;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::Error;
+use super::handle::Standing;
+use super::life::Life;
+use super::live::{Begun, Sessions, row_key, view_with};
+use super::record::{self, Opened, Refused};
+use super::spec::Spec;
+use crate::id::{SessionId, TenantId};
+use crate::seal::{self, Context, Keyring};
+use crate::store::{Row, RowKey, Rows};
+
+/// How many refused rows are named in the log one by one.
+const NAMED: usize = 1000;
+
+/// What was found in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The sessions that live.
+    pub live: usize,
+    /// Those that expired while nobody looked; their rows are deleted.
+    pub expired: usize,
+    /// The rows that were refused; they are named in the log and stay in the store.
+    pub refused: usize,
+}
+
+impl Sessions {
+    /// Takes over the sessions of the store, and proves the keys. A store without any row gets a
+    /// proof of the keys that every later start is held against.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Keys`] where the keys are not those that sealed the store.
+    pub async fn load(self: &Arc<Self>) -> Result<Loaded, Error> {
+        let rows = self.store.load().await.map_err(Error::Store)?;
+        let here = Arc::clone(self);
+        let taken = tokio::task::spawn_blocking(move || here.take(&rows));
+        let taken = taken
+            .await
+            .map_err(|panic| Error::Store(crate::store::Error::unavailable(panic)))??;
+        if taken.is_proof_missing {
+            self.prove().await?;
+        }
+        self.settle().await;
+        Ok(taken.loaded)
+    }
+
+    /// Writes the proof of the current key.
+    pub(super) async fn prove(&self) -> Result<(), Error> {
+        let keyring = self.keyring.read().await;
+        let row = Row {
+            sealed: keyring.seal(&proof_context(), &[]),
+            last_used: 0,
+        };
+        self.store
+            .put(&proof_key(), row)
+            .await
+            .map_err(Error::Store)
+    }
+
+    /// Opens every row; what lives enters the table.
+    fn take(&self, rows: &Rows) -> Result<Taken, Error> {
+        let keyring = self.keyring.blocking_read();
+        let mut loaded = Loaded::default();
+        for key in &rows.strange {
+            refuse(&mut loaded, key, &"its key is none of ours");
+        }
+        let (mut proof, mut opened) = (None, 0);
+        let mut failures = Vec::new();
+        for (key, row) in &rows.rows {
+            if *key == proof_key() {
+                proof = Some(keyring.open(&proof_context(), &row.sealed).map(drop));
+                if let Some(Err(error)) = proof {
+                    failures.push((row, error));
+                }
+                continue;
+            }
+            let owner = (&key.tenant, &key.session);
+            let record = record::decode(&keyring, owner, &row.sealed);
+            if let Err(Refused::Sealed(error)) = record {
+                failures.push((row, error));
+            } else {
+                opened += 1;
+            }
+            match record.and_then(|record| self.revive(key, row, record)) {
+                Ok(true) => loaded.live += 1,
+                Ok(false) => loaded.expired += 1,
+                Err(error) => {
+                    refuse(
+                        &mut loaded,
+                        &format!("{}/{}", key.tenant, key.session),
+                        &error,
+                    );
+                    let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                    refused.insert(key.clone());
+                }
+            }
+        }
+        let is_proof_missing = !matches!(proof, Some(Ok(())));
+        if let Some(error) = foreign(proof, opened, &failures) {
+            self.table.clear();
+            return Err(Error::Keys(error));
+        }
+        Ok(Taken {
+            loaded,
+            is_proof_missing,
+        })
+    }
+
+    /// Makes a session live again. Tells whether it lives; one that expired enters the table cut,
+    /// so that its row is deleted as that of any other.
+    fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
+        let spec = Spec::parse(&record.form, &self.options).map_err(|_fields| Refused::Invalid)?;
+        let tokens = record
+            .tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), token));
+        let tokens = tokens.collect();
+        let held = (&record.captured[..], record.retired);
+        let (view, fresh) = view_with(&spec, record.version, &tokens, held);
+        if !fresh.is_empty() {
+            return Err(Refused::Unreadable);
+        }
+        let now = SystemTime::now();
+        // A clock that was set back makes nobody younger than just born, nor used after now.
+        let age = now.duration_since(record.created).unwrap_or_default();
+        let idle = record::millis(now).saturating_sub(row.last_used);
+        let life = Life::resumed(
+            self.clock.clone(),
+            (spec.ttl, spec.max_lifetime),
+            (age, Duration::from_millis(idle)),
+        );
+        let handle = Arc::new(self.handle(Begun {
+            id: key.session.clone(),
+            tenant: key.tenant.clone(),
+            credential: record.credential,
+            created: record.created,
+            life,
+            standing: Standing {
+                form: record.form,
+                spec,
+                view: Arc::new(view),
+            },
+        }));
+        let lives = !handle.is_over();
+        if !lives {
+            handle.end();
+        }
+        self.table.insert(key.session.clone(), handle);
+        Ok(lives)
+    }
+}
+
+struct Taken {
+    loaded: Loaded,
+    is_proof_missing: bool,
+}
+
+/// Counts a row that is refused, and names it in the log.
+fn refuse(loaded: &mut Loaded, row: &str, why: &dyn Display) {
+    loaded.refused += 1;
+    if loaded.refused <= NAMED {
+        tracing::error!(row, %why, "a session in the store is refused and not served");
+    }
+}
+
+/// Tells whether the keys are others than those that sealed the store: where nothing opens at all,
+/// or where the key that the proof names is missing and other rows need it too.
+fn foreign(
+    proof: Option<Result<(), seal::Error>>,
+    opened: usize,
+    failures: &[(&Row, seal::Error)],
+) -> Option<seal::Error> {
+    let first = || failures.first().map(|(_, error)| *error);
+    match proof {
+        None | Some(Err(_)) if opened == 0 => first(),
+        Some(Err(seal::Error::UnknownKey(missing))) => {
+            let needs = |row: &Row| Keyring::key_of(&row.sealed) == Ok(missing);
+            let rows = failures.iter().filter(|(row, _)| needs(row)).count();
+            // The proof itself is one of them.
+            (rows > 1).then_some(seal::Error::UnknownKey(missing))
+        }
+        None | Some(_) => None,
+    }
+}
+
+/// The row that proves the keys: of no tenant, and of the session of zeros.
+#[expect(
+    clippy::expect_used,
+    reason = "32 zeros are lower-case hex digits, which is what an id is made of"
+)]
+pub(super) fn proof_key() -> RowKey {
+    let zeros = format!("{}{}", SessionId::PREFIX, "0".repeat(32));
+    let session = SessionId::parse(&zeros).expect("an id");
+    row_key(&TenantId::new(""), &session)
+}
+
+pub(super) fn proof_context() -> Context<'static> {
+    Context {
+        tenant: "",
+        session: "",
+        name: "keys",
+    }
+}

@@ -1,0 +1,92 @@
+//! What is done once a second: cutting what has expired, and telling the store.
+//!
+//! Cutting waits for nobody. What the store is told comes after, in a task of its own, so that a
+//! slow store delays no cut. Called by the two loops of `app`.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::Error;
+use super::handle::SessionHandle;
+use super::life::Life;
+use super::live::{Sessions, row_key};
+use crate::audit::Decision;
+
+/// How many deletions wait for the store together: it makes them durable in one go.
+const TOGETHER: usize = 64;
+
+impl Sessions {
+    /// Cuts what has expired and closes idle upstream connections. Called about once a second.
+    pub fn cut_expired(&self) {
+        for handle in self.all() {
+            if !handle.is_over() {
+                handle.pool.sweep();
+            } else if !handle.is_cut() {
+                let mut audit = self.record(&handle.tenant, &handle.id, "expired");
+                handle.end();
+                audit.decision(Decision::Allowed, "ok");
+            }
+        }
+    }
+
+    /// Deletes the rows of what was cut, and notes in the store when sessions were last used, each
+    /// at most once in a twentieth of its lifetime. Called about once a second.
+    pub async fn settle(&self) {
+        let (over, live): (Vec<_>, Vec<_>) =
+            self.all().into_iter().partition(|handle| handle.is_cut());
+        let deleted = stream::iter(over).map(|handle| self.forget_ended(handle));
+        let mut deleted = deleted.buffer_unordered(TOGETHER);
+        while let Some(done) = deleted.next().await {
+            if let Err(error) = done {
+                // The others would fail as slowly.
+                tracing::error!(%error, "rows of ended sessions stay in the store for now");
+                return;
+            }
+        }
+        self.note(&live, Life::to_note).await;
+    }
+
+    /// Notes every use that the store does not know of: at the end of a process.
+    pub async fn note_all(&self) {
+        self.note(&self.all(), Life::unnoted).await;
+    }
+
+    async fn note(&self, handles: &[Arc<SessionHandle>], news: fn(&Life) -> Option<u64>) {
+        let mut noted = Vec::new();
+        let mut used = Vec::new();
+        for handle in handles {
+            if handle.open.in_use() {
+                handle.life.renew();
+            }
+            let Some(last_used) = news(&handle.life) else {
+                continue;
+            };
+            used.push((row_key(&handle.tenant, &handle.id), handle.last_used()));
+            noted.push((handle, last_used));
+        }
+        if used.is_empty() {
+            return;
+        }
+        match self.store.touch(used).await {
+            Ok(()) => noted
+                .into_iter()
+                .for_each(|(handle, last_used)| handle.life.set_noted(last_used)),
+            Err(error) => tracing::warn!(%error, "the last uses of sessions are not stored yet"),
+        }
+    }
+
+    async fn forget_ended(&self, handle: Arc<SessionHandle>) -> Result<(), Error> {
+        match handle.changing.try_lock() {
+            Ok(_alone) => self.forget(&handle).await,
+            // A patch or a deletion is at work: the next time looks again.
+            Err(_busy) => Ok(()),
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<SessionHandle>> {
+        let all = self.table.iter();
+        all.map(|entry| Arc::clone(entry.value())).collect()
+    }
+}
