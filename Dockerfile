@@ -3,14 +3,17 @@
 #   docker build -t oshu-vault .
 #   docker run --rm -v vault:/var/lib/oshu-vault oshu-vault \
 #     ca generate --state-dir /var/lib/oshu-vault
+#   docker run --rm -v vault:/var/lib/oshu-vault oshu-vault \
+#     seal generate --state-dir /var/lib/oshu-vault
 #   docker run --read-only -v vault:/var/lib/oshu-vault -v ./tls:/tls:ro -p 8443:8443 \
 #     -e SECRETS_PROXY_API_KEY oshu-vault serve --state-dir /var/lib/oshu-vault \
 #     --tls-listen 0.0.0.0:8443 --tls-cert /tls/tls.crt --tls-key /tls/tls.key \
 #     --public-url https://vault.example.com:8443
 #
 # The plain listener stays on the container's loopback, where the health check asks. The server
-# needs a root in its state folder, an API key and a public URL, and says so where one is missing.
-# It writes to stdout and stderr alone, so the file system may be read-only. Nothing secret belongs
+# needs a root in its state folder, a sealing key, an API key and a public URL, and says so where one
+# is missing. It writes to stdout, to stderr and to its state folder, where sessions are kept; the
+# rest of the file system may be read-only. Nothing secret belongs
 # in a layer: keys come in by the environment or by mounted files that user 10001 can read.
 
 FROM rust:1.95-slim-bookworm AS build

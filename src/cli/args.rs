@@ -15,8 +15,9 @@ use crate::config::{
 use crate::host::HostPattern;
 use crate::id::SessionId;
 
-use super::grammar::{UPSTREAM_PROXY_FILE, command, is_upstream_value};
+use super::grammar::{UPSTREAM_PROXY_FILE, command, is_of_store, is_upstream_value};
 use super::proxy_from::ProxyFrom;
+use super::seal::Seal;
 use super::spec::{self, SecretFlag};
 use super::target::ServerFlags;
 
@@ -50,6 +51,8 @@ pub enum Verb {
     Healthcheck(ServerFlags),
     /// `run … -- CMD…`.
     Run(Box<Run>),
+    /// `seal generate`, `seal rotate`.
+    Seal(Seal),
     /// `serve`.
     Serve(Flags),
     /// `session create`, `list`, `show`, `delete`.
@@ -257,6 +260,7 @@ impl Cli {
             Some(("env", of)) => Verb::Env(env(of)?),
             Some(("healthcheck", of)) => Verb::Healthcheck(server_flags(of)?),
             Some(("run", of)) => Verb::Run(Box::new(run(of)?)),
+            Some(("seal", of)) => Verb::Seal(seal(of)?),
             Some(("serve", of)) => Verb::Serve(flags(of, |_| true)),
             Some(("session", of)) => Verb::Session(session(of)?),
             Some(("version", _)) => Verb::Version,
@@ -434,6 +438,20 @@ fn session(matches: &ArgMatches) -> Result<SessionCalls, Exit> {
         server: server_flags(of)?,
         action,
     })
+}
+
+fn seal(matches: &ArgMatches) -> Result<Seal, Exit> {
+    match matches.subcommand() {
+        Some(("generate", of)) => Ok(Seal::Generate {
+            out: optional(of, "out"),
+            state_dir: optional(of, "state-dir"),
+        }),
+        Some(("rotate", of)) => Ok(Seal::Rotate {
+            flags: flags(of, is_of_store),
+            new_key: of.get_flag("new-key"),
+        }),
+        other => Err(not_available("seal ", other)),
+    }
 }
 
 fn ca(matches: &ArgMatches) -> Result<Ca, Exit> {

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use crate::config::{SETTINGS, Setting, Shape};
 
 /// Verbs that later versions have.
-const LATER: &[&str] = &["accounts", "audit", "keys", "openapi", "seal", "token"];
+const LATER: &[&str] = &["accounts", "audit", "keys", "openapi", "token"];
 /// The settings that `run` takes as flags too.
 const UPSTREAM_KEYS: &[&str] = &[
     "upstream.ca_files",
@@ -60,6 +60,7 @@ pub(super) fn command() -> Command {
             doctor_command(),
             session_command(),
             ca_command(),
+            seal_command(),
         ])
         .subcommands([
             check,
@@ -218,6 +219,38 @@ fn ca_command() -> Command {
                 .arg(path("out", "DIR").help("The folder; the state directory without it")),
             later("rotate"),
         ])
+}
+
+fn seal_command() -> Command {
+    let generate = Command::new("generate").about("Make a sealing key").args([
+        path("out", "FILE").help("The file; seal.key in the state directory without it"),
+        path("state-dir", "DIR").help("The state directory"),
+    ]);
+    let rotate = Command::new("rotate")
+        .about("Seal everything under the first key, by the running server or without one")
+        .args([
+            Arg::new("new-key")
+                .long("new-key")
+                .action(ArgAction::SetTrue)
+                .help("Put a fresh key on top of the key file before"),
+            path("config", "FILE").help("The configuration file (TOML)"),
+        ])
+        .args(
+            SETTINGS
+                .iter()
+                .filter(|it| is_of_store(it))
+                .map(setting_arg),
+        );
+    Command::new("seal")
+        .about("Make and rotate the key that seals sessions in the store")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([generate, rotate])
+}
+
+/// Tells whether the setting says where the store is.
+pub(super) fn is_of_store(setting: &Setting) -> bool {
+    ["state_dir", "store.url"].contains(&setting.key)
 }
 
 /// A verb that is only there to be refused by name, whatever follows it.

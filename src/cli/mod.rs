@@ -8,6 +8,7 @@ mod ca;
 mod check;
 mod client;
 mod client_files;
+mod control;
 mod demo;
 mod doctor;
 mod env;
@@ -16,6 +17,8 @@ mod grammar;
 mod healthcheck;
 mod proxy_from;
 mod run;
+mod seal;
+mod sealing;
 mod serve;
 mod session;
 mod spec;
@@ -28,6 +31,7 @@ pub use args::{
     Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Run, SessionAction, SessionCalls, Verb,
 };
 pub use proxy_from::ProxyFrom;
+pub use seal::Seal;
 pub use spec::{SecretFlag, SecretFrom};
 pub use target::{ServerFlags, Target};
 
@@ -94,6 +98,7 @@ async fn perform(verb: Verb) -> Result<u8, Exit> {
         Verb::Env(flags) => Box::pin(env::env(flags)).await.map(|()| 0),
         Verb::Healthcheck(server) => healthcheck::healthcheck(&server).await.map(|()| 0),
         Verb::Run(flags) => Box::pin(run::run(*flags)).await,
+        Verb::Seal(seal) => seal::seal(seal).await.map(|()| 0),
         Verb::Serve(flags) => serve::serve(flags).await.map(|()| 0),
         Verb::Session(calls) => session::session(&calls).await.map(|()| 0),
         Verb::Version => version::version().map(|()| 0),

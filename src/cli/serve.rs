@@ -4,13 +4,17 @@
 //! all listeners are bound, then audit records. Everything else goes to stderr.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
+use super::control::Control;
+use super::sealing::{self, KeySource};
 use super::state;
 use super::{Exit, STARTUP, chain};
-use crate::app::{App, Parts, Storage};
+use crate::app::{App, Parts};
 use crate::audit::Sink;
 use crate::config::{Config, Flags, Source};
 use crate::secret::Fingerprint;
@@ -23,6 +27,8 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
     start_log(&config, &source)?;
     protect_process();
     let authority = state::authority(&config).map_err(|error| Exit::startup(&error))?;
+    let storage = sealing::storage(&config).await;
+    let storage = storage.map_err(|error| Exit::startup(&error))?;
     let (api_key, is_new) = state::api_key(&config, &source).map_err(|e| Exit::startup(&e))?;
     let audit = Sink::to_writer(Box::new(std::io::stdout()));
     if is_new {
@@ -34,13 +40,14 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
         authority,
         api_key,
         audit: audit.clone(),
-        storage: Storage::in_memory(),
+        storage,
     };
     // Before the listeners, so that no signal is missed once they are announced.
     let stop = Stop::new()?;
     let app = App::start(&config, parts)
         .await
         .map_err(|error| Exit::startup(&error))?;
+    let control = control(&config, &app);
     audit.event(ready(&app, &config.state_dir.join(state::CA_FILE)));
     if config.dev {
         tracing::warn!("--dev: loopback upstreams and unscoped secrets are allowed");
@@ -48,7 +55,22 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
     stop.wait().await;
     tracing::info!("draining");
     app.drain().await;
+    if let Some(control) = control {
+        control.abort();
+        // Its end removes the socket's file.
+        drop(control.await);
+    }
     Ok(())
+}
+
+/// Lets commands of the same user reach the server, where there is a store that they may be about.
+fn control(config: &Config, app: &App) -> Option<JoinHandle<()>> {
+    let store = config.store.file(&config.state_dir)?;
+    let control = Control::open(&store).inspect_err(|error| {
+        tracing::warn!(%error, "no control socket: sealing keys can be rotated at a restart only");
+    });
+    let (sessions, keys) = (Arc::clone(app.sessions()), KeySource::of(config));
+    Some(tokio::spawn(control.ok()?.serve(sessions, keys)))
 }
 
 fn ready(app: &App, ca: &PathBuf) -> serde_json::Value {

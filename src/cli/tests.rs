@@ -49,6 +49,7 @@ fn help_and_version_are_answers() {
         "doctor",
         "session",
         "ca",
+        "seal",
         "check-config",
         "healthcheck",
         "version",
@@ -66,7 +67,6 @@ fn help_and_version_are_answers() {
 fn later_verbs_are_refused_by_name() {
     for line in [
         "keys create",
-        "seal rotate",
         "audit verify --help",
         "accounts set 1 --paid true",
         "token mint --user-id 1",
@@ -402,4 +402,26 @@ fn sessions_and_authorities_have_their_calls() {
         parse("healthcheck --server http://a"),
         Ok(Verb::Healthcheck(_))
     ));
+}
+
+#[test]
+fn sealing_keys_are_made_and_rotated() {
+    assert!(matches!(
+        parse("seal generate --out k --state-dir /s").unwrap(),
+        Verb::Seal(Seal::Generate { out: Some(out), state_dir: Some(dir) })
+            if out == Path::new("k") && dir == Path::new("/s")
+    ));
+    let Verb::Seal(Seal::Rotate { flags, new_key }) =
+        parse("seal rotate --new-key --config c --store redb:/r --state-dir /s").unwrap()
+    else {
+        panic!("another verb");
+    };
+    assert!(new_key);
+    assert_eq!(flags.config(), Some(Path::new("c")));
+    let config = Config::from_flags(&flags).unwrap();
+    let store = config.store.file(&config.state_dir);
+    assert_eq!(store.as_deref(), Some(Path::new("/r")));
+    for line in ["seal", "seal rotate --listen a", "seal generate --new-key"] {
+        assert_eq!(parse(line).unwrap_err().code, 64, "{line}");
+    }
 }

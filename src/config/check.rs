@@ -26,6 +26,8 @@ const UNSCOPED: &str = "danger_unscoped_secrets";
 const PUBLIC_URL: &str = "proxy.public_url";
 const UPSTREAM_PROXY: &str = "upstream.proxy";
 const UPSTREAM_PROXY_FILE: &str = "upstream.proxy_file";
+/// The places that sealing keys may come from.
+const SEAL_KEYS: [&str; 3] = ["seal.key", "seal.key_file", "seal.key_command"];
 #[cfg(test)]
 /// The settings whose default depends on `--dev`: [`apply_dev`] fills them.
 pub(super) const DEPENDS_ON_DEV: &[&str] = &[UNSCOPED, TLS_LISTEN];
@@ -44,6 +46,18 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     check_listeners(&mut reading);
     check_tls(&mut reading);
     read_upstream_proxy(&mut reading, source);
+    check_seal(&mut reading);
+    finish(reading)
+}
+
+/// Reads all sources, without the rules of a server.
+pub(super) fn load_state(source: &Source) -> Result<Config, Problems> {
+    let mut reading = Reading::default();
+    reading.read_file(source);
+    reading.read_environment(source);
+    reading.read_flags(source.flags());
+    find_state_dir(&mut reading, source);
+    check_seal(&mut reading);
     finish(reading)
 }
 
@@ -131,6 +145,21 @@ fn read_api_key(reading: &mut Reading, source: &Source) {
             Origin::Missing,
         ),
         (_, None) => {}
+    }
+}
+
+/// Refuses sealing keys from two places: nobody could say which of them seal.
+fn check_seal(reading: &mut Reading) {
+    let given: Vec<&str> = SEAL_KEYS
+        .into_iter()
+        .filter(|key| reading.is_given(key))
+        .collect();
+    if let [first, others @ ..] = given.as_slice() {
+        for key in others {
+            let expectation = format!("is given beside {first} ({})", reading.origin(first));
+            let origin = reading.origin(key);
+            reading.report(key, expectation, origin);
+        }
     }
 }
 

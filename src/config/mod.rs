@@ -14,7 +14,7 @@ mod value;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::host::{Host, HostPort};
@@ -61,6 +61,8 @@ pub struct Config {
     pub danger_unscrubbed_codings: bool,
     /// Where sessions are kept.
     pub store: Store,
+    /// Where the keys are that seal them there.
+    pub seal: Seal,
 }
 
 impl Default for Config {
@@ -79,6 +81,7 @@ impl Default for Config {
             danger_plaintext_management: false,
             danger_unscrubbed_codings: false,
             store: Store::default(),
+            seal: Seal::default(),
         }
     }
 }
@@ -284,12 +287,41 @@ impl Default for Limits {
     }
 }
 
-/// Where sessions are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Where sessions are kept (`[store]`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Store {
     /// In this process only: they end with it.
-    #[default]
     Memory,
+    /// In a file of the state directory.
+    #[default]
+    Redb,
+    /// In the file of this path.
+    RedbAt(PathBuf),
+}
+
+impl Store {
+    /// The file's name in the state directory.
+    pub const FILE: &str = "sessions.redb";
+
+    /// Returns the file, for a store that is one.
+    pub fn file(&self, state_dir: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Memory => None,
+            Self::Redb => Some(state_dir.join(Self::FILE)),
+            Self::RedbAt(path) => Some(path.clone()),
+        }
+    }
+}
+
+/// Where the sealing keys are (`[seal]`): one of these, or `seal.key` in the state directory.
+#[derive(Debug, Clone, Default)]
+pub struct Seal {
+    /// The keys themselves, from the environment.
+    pub key: Option<Secret>,
+    /// A file of the owner's alone.
+    pub key_file: Option<PathBuf>,
+    /// A shell command that prints them.
+    pub key_command: Option<String>,
 }
 
 /// An origin: scheme, host and port, without path, user or query.
@@ -370,6 +402,15 @@ impl Config {
     /// All [`Problems`] at once, each with key, expectation and place.
     pub fn load(source: &Source) -> Result<Self, Problems> {
         check::load(source)
+    }
+
+    /// Reads every source, and asks for nothing that only a server needs: for commands about the
+    /// state directory.
+    ///
+    /// # Errors
+    /// All [`Problems`] of what was given.
+    pub fn load_state(source: &Source) -> Result<Self, Problems> {
+        check::load_state(source)
     }
 
     /// Fills the defaults with flags alone: no file, no environment, and none of the rules that

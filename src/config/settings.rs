@@ -285,8 +285,21 @@ pub const SETTINGS: &[Setting] = &[
         "\"127.0.0.1:9090\"",
         "The operator's listener: health routes, no metrics yet; none turns it off. On loopback only."),
 
-    setting!("store.url", config.store, Anywhere, Some("store"), "\"memory\"",
-        "Where sessions are kept: memory, which ends with the process."),
+    setting!("store.url", config.store, Anywhere, Some("store"), "\"redb\"",
+        "Where sessions are kept: redb, a file in the state directory; redb:PATH, a file elsewhere; \
+         memory, which ends with the process."),
+
+    setting!("seal.key", config.seal.key, Environment("OSHU_VAULT_SEAL_KEY"), None, "\"\"",
+        "The sealing keys, with commas between them: the first one seals."),
+    setting!("seal.key_file", config.seal.key_file, Anywhere, None,
+        "\"/run/secrets/oshu-vault-seal-key\"",
+        "A file with the keys that seal sessions in the store, readable by its owner alone: one a \
+         line, 64 hex digits or 32 bytes in base64. The first one seals, the others open what was \
+         sealed before. Without this, key_command and the environment variable \
+         OSHU_VAULT_SEAL_KEY it is seal.key in the state directory; two of them are refused."),
+    setting!("seal.key_command", config.seal.key_command, Anywhere, None,
+        "\"secret-tool lookup service oshu-vault\"",
+        "A shell command that prints what key_file would hold; it has 30 seconds."),
 
     setting!("limits.first_byte_timeout_ms", config.limits.first_byte_timeout, Anywhere, None,
         "15000", "Milliseconds for the first byte of a connection, and of a tunnel after the answer to \

@@ -159,7 +159,16 @@ impl Source {
         self.read_private(path)
     }
 
-    fn read_private<T: Item>(&self, path: &Path) -> Result<T, String> {
+    /// Reads a file of sealing keys, of the owner's alone, as it is.
+    ///
+    /// # Errors
+    /// What would have been right; never what the file holds.
+    pub fn read_seal_keys(&self, path: &Path) -> Result<Secret, String> {
+        let mut bytes = self.read_of_owner(path)?.bytes;
+        Ok(Secret::new(std::mem::take(&mut *bytes)))
+    }
+
+    fn read_of_owner(&self, path: &Path) -> Result<FileContent, String> {
         let content = self
             .files
             .read(path, KEY_FILE_LIMIT_BYTES)
@@ -167,6 +176,11 @@ impl Source {
         if content.mode & MODE_OF_OTHERS != 0 {
             return Err("names a file that others than its owner may use: chmod 600".to_owned());
         }
+        Ok(content)
+    }
+
+    fn read_private<T: Item>(&self, path: &Path) -> Result<T, String> {
+        let content = self.read_of_owner(path)?;
         let bytes = content.bytes.as_slice();
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);

@@ -274,10 +274,47 @@ words!(LogFormat, "expects json or text", "json|text",
     "json" => LogFormat::Json, "text" => LogFormat::Text);
 words!(Trust, "expects public or system", "public|system",
     "public" => Trust::Public, "system" => Trust::System);
-words!(Store, "expects memory; other stores are not available in this version", "URL",
-    "memory" => Store::Memory);
 words!(UnscopedSecrets, "expects refuse or any_host", "refuse|any_host",
     "refuse" => UnscopedSecrets::Refuse, "any_host" => UnscopedSecrets::AnyHost);
+
+impl Value for Store {
+    const SHAPE: Shape = Shape::One;
+    const NAME: &'static str = "URL";
+
+    fn read(raw: &Raw) -> Result<Self, Vec<String>> {
+        let path = |text: &str| text.strip_prefix("redb:").and_then(PathBuf::parse);
+        match one_text(raw) {
+            Some("memory") => Ok(Self::Memory),
+            Some("redb") => Ok(Self::Redb),
+            other => other.and_then(path).map(Self::RedbAt).ok_or_else(|| {
+                let expects = "expects redb, redb:PATH or memory; other stores are not available \
+                     in this version";
+                vec![expects.to_owned()]
+            }),
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(match self {
+            Self::Memory => quote("memory"),
+            Self::Redb => quote("redb"),
+            Self::RedbAt(path) => quote(&format!("redb:{}", path.display())),
+        })
+    }
+}
+
+impl Item for String {
+    const EXPECTS: &'static str = "a shell command";
+    const NAME: &'static str = "CMD";
+
+    fn parse(text: &str) -> Option<Self> {
+        (!text.trim().is_empty() && !text.contains('\0')).then(|| text.to_owned())
+    }
+
+    fn print(&self) -> String {
+        self.clone()
+    }
+}
 
 /// What happens to a secret that neither its session nor the catalogue gives a scope.
 #[derive(Clone, Copy, Default)]

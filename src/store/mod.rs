@@ -4,6 +4,7 @@
 //! need a key. A store that fails says so; no caller may take a failure for an absent row. Called
 //! by `session`, which keeps the live table; every form of store implements [`Store`].
 
+mod disk;
 mod memory;
 
 use std::error::Error as StdError;
@@ -13,6 +14,7 @@ use std::pin::Pin;
 
 use crate::id::{SessionId, TenantId};
 
+pub use disk::Disk;
 pub use memory::Memory;
 
 /// A boxed future that borrows for `'a`: what lets [`Store`] be used behind a pointer.

@@ -26,7 +26,7 @@ use crate::telemetry::{self, LogFormat};
 use child::Signals;
 use environment::Environment;
 
-pub(super) use secrets::{Known, read as read_secrets};
+pub(super) use secrets::{Known, output, read as read_secrets};
 pub(super) use session::{Opened, Session, open_served};
 
 /// Runs the command to its end and returns its exit code.

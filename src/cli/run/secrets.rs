@@ -87,7 +87,7 @@ fn file(path: &Path) -> Result<Secret, String> {
 }
 
 /// Takes what a shell command prints; line ends after it are dropped, as a shell would.
-async fn output(line: &str) -> Result<Secret, String> {
+pub(in crate::cli) async fn output(line: &str) -> Result<Secret, String> {
     let mut shell = Command::new("/bin/sh");
     shell
         .arg("-c")

@@ -1,5 +1,6 @@
 //! Tests of the whole configuration: sources, order, rules, and what problems say.
 
+mod store;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -348,7 +349,7 @@ fn what_is_not_known_is_refused_by_its_full_path() {
         ),
         (
             "store.url = 'redis://canary'",
-            "store.url: expects memory; other stores are not available in this version (from /c.toml:1)",
+            "store.url: expects redb, redb:PATH or memory; other stores are not available in this version (from /c.toml:1)",
         ),
     ] {
         assert_eq!(with_file(file).unwrap_err(), [expected], "{file}");
@@ -511,10 +512,11 @@ fn examples_are_right() {
         .collect();
     let problems = with_file(&without_comments).err().unwrap_or_default();
     // The files of the examples are what is not there.
-    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert_eq!(problems.len(), 3, "{problems:?}");
     for (problem, expected) in problems.iter().zip([
         "api_key_file: is given beside",
         "upstream.proxy_file: names a file that cannot be read",
+        "seal.key_command: is given beside seal.key_file (from /c.toml",
     ]) {
         assert!(problem.starts_with(expected), "{problems:?}");
     }
@@ -538,6 +540,8 @@ fn the_effective_configuration_can_be_given_back() {
             "proxy.tls_cert",
             "proxy.tls_key",
             "upstream.proxy_file",
+            "seal.key_file",
+            "seal.key_command",
         ]
         .contains(&setting.key);
         let name = setting.key.rsplit('.').next().unwrap();

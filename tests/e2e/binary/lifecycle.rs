@@ -58,6 +58,7 @@ async fn case_82_the_first_start_prints_its_key_and_a_second_keeps_everything() 
 async fn a_configured_key_wins_and_is_never_printed() {
     let home = Home::new();
     home.run(&["ca", "generate"]).await.expect(0);
+    home.run(&["seal", "generate"]).await.expect(0);
     let key = super::CANARY;
     let line = ["serve", "--listen=127.0.0.1:0", "--admin-listen=none"];
     let server = home.serve(&line, &[("SECRETS_PROXY_API_KEY", key)]).await;

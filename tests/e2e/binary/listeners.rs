@@ -97,6 +97,7 @@ async fn dev_stays_on_loopback() {
 async fn new_certificate_files_are_taken_and_broken_ones_are_not() {
     let home = Home::new();
     home.run(&["ca", "generate"]).await.expect(0);
+    home.run(&["seal", "generate"]).await.expect(0);
     let authority = Authority::new();
     let pairs = [authority.pair(), authority.pair(), authority.pair()];
     let put = |name: &str, content: &str| home.write(name, content);

@@ -12,6 +12,7 @@ mod floods;
 mod lifecycle;
 mod listeners;
 mod soak;
+mod store;
 mod verbs;
 
 use std::net::SocketAddr;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use oshu_vault::app::Storage;
 use oshu_vault::audit::{Kind, Record, Sink};
 use oshu_vault::cli::{SecretFlag, SecretFrom};
-use oshu_vault::config::{Config, FileContent, Flags, Source};
+use oshu_vault::config::{Config, FileContent, Flags, Seal, Source};
 use oshu_vault::host::HostPort;
 use oshu_vault::id::TenantId;
 use oshu_vault::policy::{AddressRules, Catalogue, Scheme};
@@ -231,8 +231,14 @@ fn outer(printed: &mut Printed) {
         "Source",
         &Source::new(variables, Box::new(oshu_vault::config::Disk), flags),
     );
+    let seal = Seal {
+        key: Some(secret()),
+        ..Seal::default()
+    };
+    printed.add("Seal", &seal);
     let config = Config {
         api_key: Some(secret()),
+        seal,
         ..Config::default()
     };
     printed.add("Config", &config);

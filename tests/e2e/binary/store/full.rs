@@ -1,0 +1,102 @@
+//! A disk that is full or cannot be written: nothing new is promised, what lives goes on, and all
+//! is well again when the disk is.
+
+use std::process::Stdio;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tokio::process::Command;
+
+use super::{Place, create, kill};
+use crate::binary::{Home, Server, get};
+
+/// Lets a server write files up to a size, or of any.
+fn limit(server: &Server, bytes: Option<u64>) {
+    let id = server.child.id().expect("a running server");
+    let id = Pid::from_raw(id.try_into().expect("an id"));
+    let limit = Rlimit {
+        current: bytes,
+        maximum: None,
+    };
+    prlimit(id, Resource::Fsize, limit).expect("a limit");
+}
+
+/// Starts a server for which a write over the limit is an error and not its end.
+async fn serve(place: &Place) -> Server {
+    let program = env!("CARGO_BIN_EXE_oshu-vault");
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", program])
+        .args(place.line())
+        .env_clear()
+        .env("HOME", place.home.path("."))
+        .current_dir(place.home.path("."))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    Home::start(command).await
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_changes_only_and_heals_without_a_restart() {
+    let place = Place::new().await;
+    let server = serve(&place).await;
+    let client = place.client(&server);
+    let (kept, deleted) = (place.create(&server).await, place.create(&server).await);
+    place.becomes(&server, 200).await;
+    limit(&server, Some(0));
+    let refused = create(&client).await.err().expect("a refusal");
+    assert_eq!(refused.status(), Some(503), "{refused}");
+    assert!(refused.to_string().contains("store"), "{refused}");
+    place.becomes(&server, 503).await;
+    assert_eq!(get(server.plain(), "/healthz").await.status, 200);
+    place.works(&server, &kept).await;
+    let refused = client.delete_session(deleted.id()).await;
+    assert_eq!(refused.unwrap_err().status(), Some(503));
+    place.is_gone(&server, &deleted).await;
+    limit(&server, None);
+    place.becomes(&server, 200).await;
+    let fresh = place.create(&server).await;
+    // The sweep may have been faster: both are a deletion that is done.
+    client.delete_session(deleted.id()).await.unwrap();
+    kill(server).await;
+    let server = place.serve().await;
+    place.works(&server, &kept).await;
+    place.works(&server, &fresh).await;
+    place.is_gone(&server, &deleted).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_loses_nothing_that_was_promised() {
+    let place = Place::new().await;
+    let server = serve(&place).await;
+    let client = place.client(&server);
+    let size = std::fs::metadata(place.store()).unwrap().len();
+    limit(&server, Some(size));
+    let mut promised = Vec::new();
+    let refused = loop {
+        match create(&client).await {
+            Ok(made) => promised.push(made),
+            Err(error) => break error,
+        }
+        assert!(promised.len() < 50_000, "the limit holds");
+    };
+    assert_eq!(refused.status(), Some(503), "{refused}");
+    limit(&server, None);
+    place.becomes(&server, 200).await;
+    promised.push(place.create(&server).await);
+    kill(server).await;
+    let server = place.serve().await;
+    let log = place.found(&server).await;
+    assert!(!log.contains("is refused"), "{log}");
+    let step = promised.len().div_ceil(20);
+    for made in promised.iter().rev().step_by(step) {
+        place.works(&server, made).await;
+    }
+    // Whether the one that failed is there nobody knows: it was told so.
+    let counts = [promised.len(), promised.len() + 1];
+    let live = counts.map(|count| format!("\"live\":{count},"));
+    assert!(live.iter().any(|it| log.contains(it)), "{live:?} in {log}");
+    server.stop().await;
+}
