@@ -429,7 +429,7 @@ fn what_keeps_the_rules_passes() {
 #[test]
 fn every_folder_has_headers_and_a_bound() {
     let lines = |count| "//! x\n".repeat(count);
-    for path in ["src/app.rs", "tests/e2e/main.rs", "benches/exchange.rs"] {
+    for path in ["src/app/mod.rs", "tests/e2e/main.rs", "benches/exchange.rs"] {
         assert_eq!(faults(path, &lines(MOST_LINES)).len(), 0, "{path}");
         assert_eq!(faults(path, &lines(MOST_LINES + 1)).len(), 1, "{path}");
         assert_eq!(faults(path, "// x\n//! y").len(), 1, "{path}");

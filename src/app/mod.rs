@@ -1,0 +1,319 @@
+//! The composition root: a configuration becomes bound listeners and a running service.
+//!
+//! Everything that points upwards is handed in here: the routes to the proxy, the certificates to
+//! the doors, the connection facts to the routes. Listeners are bound before anything is served,
+//! so that a bad address is an error and port 0 is known. Called by the command line and by tests.
+
+mod doors;
+mod settings;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use tokio::task::JoinHandle;
+use tower_service::Service;
+
+use self::doors::{Doors, addresses, handler};
+use self::settings::{address_rules, proxy_config, quotas, session_options, upstream_config};
+use crate::api::{self, ApiState};
+use crate::audit::Sink;
+use crate::authority::{self, CertificateAuthority};
+use crate::config::Config;
+use crate::id::TenantId;
+use crate::proxy::{Local, LocalServer, Proxy, Upload};
+use crate::seal::Keyring;
+use crate::secret::Fingerprint;
+use crate::serve::{self, Handler, Peer, Throttle};
+use crate::session::{self, Loaded, Sessions};
+use crate::shutdown::Drain;
+use crate::store::{Memory, Store};
+use crate::swap::Swapper;
+use crate::upstream::{self, Upstream};
+use crate::web::{ApiKeys, Connection};
+
+/// The one tenant of this version.
+pub const TENANT: &str = "default";
+/// How often expired sessions and idle upstream connections are looked for, and the store is told.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long the last uses of sessions have to reach the store at the end.
+const LAST_NOTES: Duration = Duration::from_secs(2);
+
+/// Says why the service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The certificate authority cannot be used.
+    #[error("the certificate authority cannot be used")]
+    Authority(#[source] authority::Error),
+    /// An address cannot be bound.
+    #[error("{key}: the address {address} cannot be bound")]
+    Bind {
+        /// The setting.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of extra roots holds no certificate that can be used.
+    #[error("upstream.ca_files: {path} is not a PEM file of certificates")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The listener's certificate cannot be served.
+    #[error("proxy.tls_cert, proxy.tls_key: the listener's certificate cannot be used")]
+    Certificate(#[source] serve::Error),
+    /// The sessions of the store cannot be taken over.
+    #[error("the sessions of the store cannot be taken over")]
+    Sessions(#[source] session::Error),
+    /// The system's store of roots cannot be read.
+    #[error("upstream.trust: the system's roots cannot be read")]
+    SystemTrust,
+    /// The way out cannot be set up.
+    #[error("the way out cannot be set up")]
+    Upstream(#[source] upstream::Error),
+}
+
+/// What the caller decides besides the configuration.
+#[derive(Debug)]
+pub struct Parts {
+    /// The certificate authority.
+    pub authority: Arc<CertificateAuthority>,
+    /// The tenant's API key, as it is kept.
+    pub api_key: Fingerprint,
+    /// Where audit records go.
+    pub audit: Sink,
+    /// Where sessions are kept.
+    pub storage: Storage,
+}
+
+/// Where sessions are kept, and the keys that seal them there.
+#[derive(Debug)]
+pub struct Storage {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The sealing keys.
+    pub keyring: Keyring,
+}
+
+impl Storage {
+    /// Keeps sessions in memory, under a key that ends with them.
+    pub fn in_memory() -> Self {
+        Self {
+            store: Arc::new(Memory::default()),
+            keyring: Keyring::generate(),
+        }
+    }
+}
+
+/// Where the service listens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Listening {
+    /// The plain listener.
+    pub plain: Option<SocketAddr>,
+    /// The TLS listener.
+    pub tls: Option<SocketAddr>,
+    /// The admin listener.
+    pub admin: Option<SocketAddr>,
+}
+
+/// A running service.
+#[derive(Debug)]
+pub struct App {
+    listening: Listening,
+    sessions: Arc<Sessions>,
+    authority: Arc<CertificateAuthority>,
+    proxy: Arc<Proxy>,
+    drain: Drain,
+    audit: Sink,
+    drain_timeout: Duration,
+    sweepers: [JoinHandle<()>; 2],
+}
+
+impl App {
+    /// Binds every listener, takes over the sessions of the store, then serves.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start(config: &Config, parts: Parts) -> Result<Self, Error> {
+        let Parts {
+            authority,
+            api_key,
+            audit,
+            storage,
+        } = parts;
+        let drain = Drain::new();
+        let doors = Doors::bind(config, &authority).await?;
+        let listening = doors.listening();
+        let own = [listening.plain, listening.tls, listening.admin]
+            .into_iter()
+            .flatten();
+        let rules = Arc::new(address_rules(config).with_own(own));
+        let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
+        let upstream = Arc::new(upstream.map_err(Error::Upstream)?);
+        let sessions = Sessions::new(
+            storage.store,
+            storage.keyring,
+            session_options(config),
+            rules,
+            audit.clone(),
+        );
+        let sessions = Arc::new(sessions.with_quotas(quotas(config)));
+        authority.keep_leaves(config.limits.leaves);
+        let throttle = Arc::new(Throttle::new(
+            config.limits.auth_failures,
+            config.limits.auth_failure_window,
+        ));
+        take_over(&sessions).await?;
+        let limits = proxy_config(config);
+        let state = ApiState::new(
+            Arc::clone(&sessions),
+            ApiKeys::new(vec![(TenantId::new(TENANT), api_key)])
+                .with_throttle(Arc::clone(&throttle)),
+            api::Certificates::new(authority.root().cert_der()),
+            addresses(config, &listening),
+            drain.clone(),
+        )
+        .with_danger_plaintext_management(config.danger_plaintext_management);
+        let local = |router: axum::Router| LocalServer {
+            local: local_service(router),
+            config: limits,
+            drain: drain.clone(),
+        };
+        let admin = local(api::public_router(state.clone()));
+        let proxy = Arc::new(Proxy {
+            sessions: Arc::clone(&sessions),
+            authority: Arc::clone(&authority),
+            upstream,
+            audit: audit.clone(),
+            local: local(api::router(state)),
+            config: limits,
+            own: config
+                .proxy
+                .public_url
+                .as_ref()
+                .map(|url| url.authority.clone()),
+            drain: drain.clone(),
+            swapper: Swapper::new().with_limit(config.limits.swaps),
+            throttle,
+        });
+        doors.run(&proxy, &admin, &drain);
+        let sweepers = sweepers(&sessions);
+        let drain_timeout = config.limits.drain_timeout;
+        Ok(Self {
+            listening,
+            sessions,
+            authority,
+            proxy,
+            drain,
+            audit,
+            drain_timeout,
+            sweepers,
+        })
+    }
+
+    /// Returns the bound addresses.
+    pub fn listening(&self) -> Listening {
+        self.listening
+    }
+
+    /// Returns the live sessions.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
+    /// Returns the certificate authority.
+    pub fn authority(&self) -> &Arc<CertificateAuthority> {
+        &self.authority
+    }
+
+    /// Returns what serves the shared listeners, for a connection that comes in another way.
+    pub fn handler(&self) -> Handler {
+        handler(&self.proxy)
+    }
+
+    /// Stops accepting, lets exchanges finish, cuts what is left at the deadline.
+    pub async fn drain(self) {
+        let clean = self.drain.finish(self.drain_timeout).await;
+        for sweeper in self.sweepers {
+            sweeper.abort();
+        }
+        let noted = tokio::time::timeout(LAST_NOTES, self.sessions.note_all()).await;
+        if noted.is_err() {
+            tracing::warn!("the last uses of sessions did not reach the store");
+        }
+        tracing::info!(clean, "drained");
+        self.audit.flush();
+    }
+}
+
+/// Takes over the sessions of the store, and goes on with a rotation of keys in the background.
+async fn take_over(sessions: &Arc<Sessions>) -> Result<(), Error> {
+    let Loaded {
+        live,
+        expired,
+        refused,
+    } = sessions.load().await.map_err(Error::Sessions)?;
+    tracing::info!(live, expired, refused, "sessions of the store");
+    let sessions = Arc::clone(sessions);
+    tokio::spawn(async move {
+        match sessions.resume_rotation().await {
+            Ok(done) if done.sealed > 0 => {
+                tracing::info!(sessions = done.sealed, "sealed anew under the current key");
+            }
+            Ok(_nothing) => {}
+            Err(error) => tracing::error!(%error, "sessions stay under an older key for now"),
+        }
+    });
+    Ok(())
+}
+
+/// Starts what is done once a second: cuts in one task, so that a slow store delays none.
+fn sweepers(sessions: &Arc<Sessions>) -> [JoinHandle<()>; 2] {
+    let (cutting, settling) = (Arc::clone(sessions), Arc::clone(sessions));
+    let cutting = async move {
+        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            cutting.cut_expired();
+        }
+    };
+    let settling = async move {
+        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            settling.settle().await;
+        }
+    };
+    [tokio::spawn(cutting), tokio::spawn(settling)]
+}
+
+/// Makes a router the service that the proxy hands origin-form requests to.
+fn local_service(router: axum::Router) -> Local {
+    Arc::new(move |mut request: http::Request<Upload>| {
+        let mut router = router.clone();
+        if let Some(peer) = request.extensions_mut().remove::<Peer>() {
+            let Peer {
+                address,
+                listener,
+                tls,
+                newcomer,
+            } = peer;
+            request.extensions_mut().insert(newcomer);
+            request.extensions_mut().insert(Connection {
+                peer: address,
+                tls,
+                listener,
+            });
+        }
+        Box::pin(async move {
+            let Ok(response) = router.call(request.map(axum::body::Body::new)).await;
+            response.map(|body| body.map_err(Into::into).boxed_unsync())
+        })
+    })
+}
