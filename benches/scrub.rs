@@ -10,6 +10,9 @@
     reason = "a bench may panic and has no callers"
 )]
 
+#[path = "support/random.rs"]
+mod random;
+
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -17,6 +20,8 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use oshu_vault::secret::Secret;
 use oshu_vault::swap::{ScrubStream, Scrubber};
+
+use self::random::Random;
 
 const KIB: usize = 1024;
 /// A TLS record.
@@ -26,25 +31,6 @@ const SIZES: [(&str, usize); 3] = [
     ("1MiB", KIB * KIB),
     ("10MiB", 10 * KIB * KIB),
 ];
-
-/// A small generator, so that every run measures the same bytes.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn text(&mut self, length: usize) -> String {
-        const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        (0..length)
-            .map(|_| char::from(LETTERS[(self.next() % 64) as usize]))
-            .collect()
-    }
-}
 
 fn scrubber(count: usize) -> Arc<Scrubber> {
     let mut random = Random(7);

@@ -10,6 +10,9 @@
     reason = "a bench may panic and has no callers"
 )]
 
+#[path = "support/random.rs"]
+mod random;
+
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -18,6 +21,8 @@ use oshu_vault::sealed_token::{Place, TokenId};
 use oshu_vault::secret::Secret;
 use oshu_vault::swap::{BodyKind, BodySwap, Lookup, Opening};
 use oshu_vault::wire::Progress;
+
+use self::random::Random;
 
 const KIB: usize = 1024;
 /// A TLS record.
@@ -44,18 +49,6 @@ impl Lookup for One {
             secret: &self.secret,
             name: &self.name,
         })
-    }
-}
-
-/// A small generator, so that every run measures the same bytes.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
     }
 }
 

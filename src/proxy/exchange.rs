@@ -352,9 +352,10 @@ fn prepare(
     let text = written(&head, room);
     let mut flow = match change {
         None => Flow::new(text, body),
-        Some(change) => Flow::transformed(text, body, change.transform, change.chunked),
-    }
-    .keeping_chunks();
+        Some(change) => {
+            Flow::transformed(text, body, change.transform, change.chunked).keeping_chunks()
+        }
+    };
     flow.prime(down)
         .map_err(|error| reject::bad_body(&error).unwrap_or_else(bad_target))?;
     let method = head.method();

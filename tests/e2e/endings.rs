@@ -80,27 +80,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_sends_no_request() {
 
 #[tokio::test]
 async fn a_cut_answer_looks_cut_to_the_client() {
-    let origin = Origin::script(|request, conn| async move {
-        let (head, in_order) = match request.line().split(' ').nth(1).unwrap_or_default() {
-            "/length" => ("Content-Length: 10\r\n\r\nhello", true),
-            "/chunked" => ("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", true),
-            "/chunk" => ("Transfer-Encoding: chunked\r\n\r\n9\r\nhello", true),
-            "/trailer" => (
-                "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX",
-                true,
-            ),
-            "/until-close" => ("\r\nhello", false),
-            "/whole" => ("\r\nhello", true),
-            _ => return conn.send(OK).await,
-        };
-        conn.send(format!("HTTP/1.1 200 OK\r\n{head}")).await;
-        if in_order {
-            conn.close().await;
-        } else {
-            conn.abort().await;
-        }
-    })
-    .await;
+    let origin = Origin::cutting().await;
     let scene = Scene::unscrubbed(origin).await;
     for (path, whole) in [
         ("length", false),

@@ -4,23 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc};
 
-use crate::support::{GOOD, Origin, Scene, contains, show, within};
+use crate::support::{GOOD, Origin, Scene, contains, noise, show, within};
 
 const TARGET: &str = "good.example.com:443";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SIZES: [usize; 9] = [0, 1, 2, 1000, 4096, 16_384, 16_385, 65_537, 300 * 1024];
-
-/// Makes bytes that no accident repeats.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ length as u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..length).map(|_| next()).collect()
-}
 
 /// Writes bytes as chunks of uneven sizes.
 fn chunks(bytes: &[u8], trailers: &str) -> Vec<u8> {

@@ -338,30 +338,7 @@ async fn an_upstream_connection_that_breaks_cuts_its_streams_only() {
 
 #[tokio::test]
 async fn an_h1_answer_that_is_cut_is_a_reset_on_h2() {
-    let origin = Origin::script(|request, conn| async move {
-        let (head, in_order) = match request.line().split(' ').nth(1).unwrap_or_default() {
-            "/length" => ("Content-Length: 10\r\n\r\nhello", true),
-            "/chunked" => ("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", true),
-            "/trailer" => (
-                "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX",
-                true,
-            ),
-            "/bad" => (
-                "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0x5\r\nsmugg\r\n0\r\n\r\n",
-                true,
-            ),
-            "/until-close" => ("\r\nhello", false),
-            "/whole" => ("\r\nhello", true),
-            _ => return conn.send(OK).await,
-        };
-        conn.send(format!("HTTP/1.1 200 OK\r\n{head}")).await;
-        if in_order {
-            conn.close().await;
-        } else {
-            conn.abort().await;
-        }
-    })
-    .await;
+    let origin = Origin::cutting().await;
     let play = H2Scene::around_good(origin).await;
     let client = play.h2_to_h1().await;
     for path in ["/length", "/chunked", "/trailer", "/bad", "/until-close"] {

@@ -6,22 +6,10 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{TARGET, assert_clean, chunks, encode, get, path};
 use crate::support::{
-    GOOD, H2Exchange, H2Origin, H2Scene, Origin, REAL, Scene, contains, sha256, show,
+    GOOD, H2Exchange, H2Origin, H2Scene, Origin, REAL, Scene, contains, noise, sha256, show,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-/// Bytes that no accident repeats.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ length as u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..length).map(|_| next()).collect()
-}
 
 #[tokio::test]
 async fn case_26_a_value_cut_at_any_byte_is_found_over_http_1() {

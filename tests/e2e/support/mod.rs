@@ -7,6 +7,7 @@ mod anthropic;
 mod ca;
 mod chain;
 pub(crate) mod clients;
+mod cuts;
 mod h2_client;
 mod h2_origin;
 mod h2_scene;
@@ -103,4 +104,16 @@ pub(crate) fn percent(text: &str) -> String {
 pub(crate) fn show(bytes: &[u8]) -> String {
     let text: String = bytes.escape_ascii().to_string();
     text.replace("\\r\\n", "\\r\\n\n")
+}
+
+/// Makes bytes that no accident repeats.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ length as u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..length).map(|_| next()).collect()
 }
