@@ -8,6 +8,7 @@ use tokio::process::Command;
 
 use super::{Place, create, kill};
 use crate::binary::{Home, Server, get};
+use crate::support::within;
 
 /// Lets a server write files up to a size, or of any.
 fn limit(server: &Server, bytes: Option<u64>) {
@@ -22,19 +23,39 @@ fn limit(server: &Server, bytes: Option<u64>) {
 
 /// Starts a server for which a write over the limit is an error and not its end.
 async fn serve(place: &Place) -> Server {
-    let program = env!("CARGO_BIN_EXE_oshu-vault");
-    let mut command = Command::new("/bin/sh");
+    Home::start(after(
+        place,
+        "/bin/sh",
+        &["-c", "trap '' XFSZ; exec \"$@\""],
+    ))
+    .await
+}
+
+/// Makes the state directory a file system of its own, which only the server and its like see.
+fn mounted(place: &Place, options: &str) -> Command {
+    let state = place.home.state("");
+    std::fs::create_dir_all(&state).expect("a folder");
+    let state = state.display();
+    let script = format!("mount -t tmpfs -o mode=0700,{options} oshu {state} && exec \"$@\"");
+    after(place, "unshare", &["--mount", "/bin/sh", "-c", &script])
+}
+
+/// Makes the command of a server that a shell becomes after its script.
+fn after(place: &Place, program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command
-        .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", program])
+        .args(args)
+        .args(["sh", env!("CARGO_BIN_EXE_oshu-vault")])
         .args(place.line())
         .env_clear()
         .env("HOME", place.home.path("."))
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .current_dir(place.home.path("."))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    Home::start(command).await
+    command
 }
 
 #[tokio::test]
@@ -98,5 +119,71 @@ async fn a_disk_that_fills_up_loses_nothing_that_was_promised() {
     let counts = [promised.len(), promised.len() + 1];
     let live = counts.map(|count| format!("\"live\":{count},"));
     assert!(live.iter().any(|it| log.contains(it)), "{live:?} in {log}");
+    server.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "mounts, as root: make soak"]
+async fn a_full_file_system_stops_changes_only_and_heals_without_a_restart() {
+    let place = Place::new().await;
+    let server = Home::start(mounted(&place, "size=16m")).await;
+    let process = server.child.id().expect("a running server");
+    let seen = |name: &str| {
+        let path = place.home.state(name);
+        format!("/proc/{process}/root{}", path.display())
+    };
+    let key = std::fs::read(seen("api.key")).expect("a key");
+    std::fs::write(place.home.state("api.key"), key).expect("a copy of it");
+    let client = place.client(&server);
+    let kept = place.create(&server).await;
+    place.becomes(&server, 200).await;
+    // What is left of the file system goes to a file of another.
+    let filled = std::fs::write(seen("filler"), vec![0; 16 << 20]);
+    assert_eq!(filled.unwrap_err().raw_os_error(), Some(28), "no space");
+    let mut promised = vec![kept];
+    let refused = loop {
+        match create(&client).await {
+            Ok(made) => promised.push(made),
+            Err(error) => break error,
+        }
+        assert!(promised.len() < 50_000, "the file system is full");
+    };
+    assert_eq!(refused.status(), Some(503), "{refused}");
+    place.becomes(&server, 503).await;
+    for made in promised.iter().take(20) {
+        place.works(&server, made).await;
+    }
+    std::fs::remove_file(seen("filler")).expect("the filler");
+    place.becomes(&server, 200).await;
+    promised.push(place.create(&server).await);
+    for made in promised.iter().rev().take(20) {
+        place.works(&server, made).await;
+    }
+    println!(
+        "{} sessions before and after no space was left",
+        promised.len()
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "mounts, as root: make soak"]
+async fn a_file_system_that_cannot_be_written_is_an_error_at_the_start() {
+    let place = Place::new().await;
+    let server = place.serve().await;
+    let made = place.create(&server).await;
+    server.stop().await;
+    let state = place.home.state("");
+    let state = state.display();
+    let script =
+        format!("mount --bind {state} {state} && mount -o bind,remount,ro {state} && exec \"$@\"");
+    let mut command = after(&place, "unshare", &["--mount", "/bin/sh", "-c", &script]);
+    let ended = within("the refusal", command.kill_on_drop(true).output()).await;
+    let ended = ended.expect("an end");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("sessions.redb"), "{said}");
+    let server = place.serve().await;
+    place.works(&server, &made).await;
     server.stop().await;
 }
