@@ -17,6 +17,8 @@
 # in a layer: keys come in by the environment or by mounted files that user 10001 can read.
 
 FROM rust:1.95-slim-bookworm AS build
+# What the allocator is built with.
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY . .
 RUN cargo build --release --locked --bin oshu-vault
