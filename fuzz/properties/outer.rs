@@ -81,7 +81,7 @@ impl Service {
     /// Sends bytes over one connection; returns what came back until its end.
     fn talk(&self, pieces: &[&[u8]], then_close: bool) -> Vec<u8> {
         let here: SocketAddr = "127.0.0.1:50000".parse().expect("an address");
-        let newcomer = Newcomers::new(1).admit(here.ip());
+        let newcomer = Newcomers::new(1, 1).admit(here.ip());
         let peer = Peer {
             address: here,
             listener: here,

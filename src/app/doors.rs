@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Error, Listening};
 use crate::api::Addresses;
 use crate::authority::CertificateAuthority;
-use crate::config::{Config, PublicUrl, Scheme};
+use crate::config::{Config, Limits, PublicUrl, Scheme};
 use crate::host::Host;
 use crate::proxy::{LocalServer, Proxy};
 use crate::serve::{self, Certificates, Door, FileCertificate, Handler, Room};
@@ -34,6 +34,7 @@ impl Doors {
             first_byte_timeout: config.limits.first_byte_timeout,
             handshake_timeout: config.limits.handshake_timeout,
             connections: config.limits.connections,
+            workloads: workloads(&config.limits),
             newcomers: config.limits.unauthenticated_per_address,
         };
         let room = Room::new(&limits);
@@ -55,6 +56,7 @@ impl Doors {
         // The admin listener answers even when the shared permits are all taken.
         let admin_room = Room::new(&serve::Config {
             connections: ADMIN_CONNECTIONS,
+            workloads: ADMIN_CONNECTIONS,
             newcomers: ADMIN_CONNECTIONS,
             ..limits
         });
@@ -91,6 +93,13 @@ impl Doors {
             drain.spawn(door.run(handler, drain.clone()));
         }
     }
+}
+
+/// Returns how many connections workloads may have: what is left over is for the management API, and
+/// for those who have not shown yet who they are.
+fn workloads(limits: &Limits) -> usize {
+    let reserved = limits.connections.saturating_mul(limits.reserved_percent) / 100;
+    limits.connections.saturating_sub(reserved).max(1)
 }
 
 pub(super) fn handler(proxy: &Arc<Proxy>) -> Handler {

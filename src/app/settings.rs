@@ -90,6 +90,7 @@ pub(super) fn session_options(config: &Config) -> Options {
 
 pub(super) fn quotas(config: &Config) -> Quotas {
     Quotas {
+        connections: config.limits.session_connections,
         tunnels: config.limits.session_tunnels,
         exchanges: config.limits.session_exchanges,
         wait: config.limits.session_wait,

@@ -26,6 +26,11 @@ const UNSCOPED: &str = "danger_unscoped_secrets";
 const PUBLIC_URL: &str = "proxy.public_url";
 const UPSTREAM_PROXY: &str = "upstream.proxy";
 const UPSTREAM_PROXY_FILE: &str = "upstream.proxy_file";
+const RESERVED: &str = "limits.reserved_percent";
+const SESSION_CONNECTIONS: &str = "limits.session_connections";
+const SESSION_TUNNELS: &str = "limits.session_tunnels";
+/// The largest part of the connections that can be kept from workloads, in percent.
+const MOST_RESERVED: usize = 90;
 /// The places that sealing keys may come from.
 const SEAL_KEYS: [&str; 3] = ["seal.key", "seal.key_file", "seal.key_command"];
 #[cfg(test)]
@@ -47,6 +52,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     check_tls(&mut reading);
     read_upstream_proxy(&mut reading, source);
     check_seal(&mut reading);
+    check_limits(&mut reading);
     finish(reading)
 }
 
@@ -320,6 +326,32 @@ fn check_tls(reading: &mut Reading) {
                 Origin::Missing,
             );
         }
+    }
+}
+
+/// Refuses limits that one cannot have, by themselves or beside each other.
+fn check_limits(reading: &mut Reading) {
+    let limits = reading.draft.config.limits.clone();
+    if limits.reserved_percent > MOST_RESERVED {
+        let expectation = format!("expects a whole number from 1 to {MOST_RESERVED}");
+        let origin = reading.origin(RESERVED);
+        reading.report(RESERVED, expectation, origin);
+    }
+    if limits.session_connections < limits.session_tunnels
+        && reading.trusts(&[SESSION_CONNECTIONS, SESSION_TUNNELS])
+    {
+        // The one that was given is the one to change.
+        let (key, expectation) = if reading.is_given(SESSION_CONNECTIONS) {
+            let other = reading.origin(SESSION_TUNNELS);
+            let expectation = format!("expects at least {SESSION_TUNNELS} ({other})");
+            (SESSION_CONNECTIONS, expectation)
+        } else {
+            let other = reading.origin(SESSION_CONNECTIONS);
+            let expectation = format!("expects at most {SESSION_CONNECTIONS} ({other})");
+            (SESSION_TUNNELS, expectation)
+        };
+        let origin = reading.origin(key);
+        reading.report(key, expectation, origin);
     }
 }
 

@@ -195,12 +195,16 @@ pub struct Limits {
     pub exchange_idle_timeout: Option<Duration>,
     /// Connections open at once through all listeners together.
     pub connections: usize,
+    /// The part of them that workloads may not have, in percent.
+    pub reserved_percent: usize,
     /// Connections of one address on which nobody has shown a right credential yet.
     pub unauthenticated_per_address: usize,
     /// Failed attempts of one address in one window; what fails beyond it is told to wait.
     pub auth_failures: usize,
     /// How long failed attempts are counted together.
     pub auth_failure_window: Duration,
+    /// Connections open at once on which the credential of one session was shown.
+    pub session_connections: usize,
     /// Tunnels of one session open at once.
     pub session_tunnels: usize,
     /// Exchanges of one session in flight at once.
@@ -260,9 +264,11 @@ impl Default for Limits {
             answer_timeout: None,
             exchange_idle_timeout: None,
             connections: 10_000,
+            reserved_percent: 10,
             unauthenticated_per_address: 256,
             auth_failures: 50,
             auth_failure_window: Duration::from_mins(5),
+            session_connections: 512,
             session_tunnels: 256,
             session_exchanges: 64,
             session_wait: Duration::from_secs(5),

@@ -331,6 +331,10 @@ pub const SETTINGS: &[Setting] = &[
          an event stream may be silent."),
     setting!("limits.connections", config.limits.connections, Anywhere, None,
         "10000", "Connections open at once through all listeners together."),
+    setting!("limits.reserved_percent", config.limits.reserved_percent, Anywhere, None,
+        "10", "Percent of them, from 1 to 90, that workloads may not take: they are for the management \
+         API, and for those who have yet to show who they are. Workloads beyond the rest are answered \
+         503."),
     setting!("limits.unauthenticated_per_address", config.limits.unauthenticated_per_address,
         Anywhere, None, "256", "Connections open at once from one address (of IPv6: from one /64) on \
          which no right credential was shown yet. More are closed unanswered."),
@@ -340,6 +344,9 @@ pub const SETTINGS: &[Setting] = &[
          always taken, and a request without one is no attempt."),
     setting!("limits.auth_failure_window_ms", config.limits.auth_failure_window, Anywhere, None,
         "300000", "Milliseconds in which failed attempts are counted together."),
+    setting!("limits.session_connections", config.limits.session_connections, Anywhere, None,
+        "512", "Connections open at once on which the credential of one session was shown, tunnels and \
+         idle ones among them. More are answered 429 and closed. At least limits.session_tunnels."),
     setting!("limits.session_tunnels", config.limits.session_tunnels, Anywhere, None,
         "256", "Tunnels of one session open at once. CONNECT is answered 429 beyond it."),
     setting!("limits.session_exchanges", config.limits.session_exchanges, Anywhere, None,

@@ -43,7 +43,7 @@ impl Proxy {
                 record.status(refusal.status);
                 record.decision(refusal.decision(), refusal.code);
                 drop(record);
-                let keep_alive = self.reusable(head);
+                let keep_alive = self.reusable(head) && !refusal.closes;
                 if reject::send(&mut down, &refusal, keep_alive).await.is_err() {
                     return None;
                 }
@@ -62,10 +62,8 @@ impl Proxy {
         peer: &Peer,
         record: &mut Record,
     ) -> Result<(TunnelGuard, HostPort), Refusal> {
-        let caller = self.authenticate(head, peer)?;
+        let caller = self.authenticate(head, peer, record)?;
         let handle = caller.handle();
-        record.tenant(handle.tenant());
-        record.session(handle.id());
         if request_framing(head)? != Framing::None {
             return Err(Refusal::client(
                 400,
@@ -94,11 +92,13 @@ impl Proxy {
     }
 
     /// Finds the session of a caller. Two credentials are as bad as a wrong one; none is no attempt:
-    /// git, Java and others ask without one first, each time, to be told how.
+    /// git, Java and others ask without one first, each time, to be told how. From here on the
+    /// connection counts for the session.
     pub(super) fn authenticate(
         &self,
         head: &RequestHead,
         peer: &Peer,
+        record: &mut Record,
     ) -> Result<Authenticated, Refusal> {
         let mut values = head.fields.all("proxy-authorization");
         let caller = match (values.next(), values.next()) {
@@ -111,7 +111,11 @@ impl Proxy {
             let held = self.throttle.failed(peer.address.ip());
             return Err(held.map_or_else(Refusal::throttled, |()| Refusal::credentials()));
         };
-        peer.newcomer.known();
+        let handle = caller.handle();
+        record.tenant(handle.tenant());
+        record.session(handle.id());
+        let seated = peer.newcomer.seat(handle.seats());
+        seated.map_err(Refusal::crowded)?;
         Ok(caller)
     }
 

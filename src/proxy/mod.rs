@@ -153,6 +153,8 @@ impl Proxy {
                 biased;
                 block = connection.read_head(wait, self.config.head_timeout) => block,
                 () = self.drain.draining() => return,
+                // Its place is somebody else's then.
+                () = peer.newcomer.orphaned() => return,
             };
             let parsed = block.map(|block| parse_request_within(block, &self.config.head));
             let head = match parsed {

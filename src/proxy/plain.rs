@@ -63,9 +63,7 @@ impl Proxy {
         peer: &Peer,
         record: &mut Record,
     ) -> Result<(Authenticated, HostPort, bytes::Bytes), Refusal> {
-        let caller = self.authenticate(head, peer)?;
-        record.tenant(caller.handle().tenant());
-        record.session(caller.handle().id());
+        let caller = self.authenticate(head, peer, record)?;
         let absolute = Absolute::parse(head.target_text()).ok_or_else(|| {
             let message = "the request target is neither a path nor http://host/";
             Refusal::client(400, "bad_target", message)
@@ -96,7 +94,7 @@ impl Proxy {
         head: &RequestHead,
         refusal: &Refusal,
     ) -> After {
-        let keep_alive = self.reusable(head) && refusal.status != 400;
+        let keep_alive = self.reusable(head) && refusal.status != 400 && !refusal.closes;
         let sent = match head.method() {
             b"HEAD" => reject::send_bodyless(down, refusal, keep_alive).await,
             _ => reject::send(down, refusal, keep_alive).await,

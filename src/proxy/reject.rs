@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::audit::Decision;
 use crate::policy::{Denial, Refused};
+use crate::serve::Full;
 use crate::session::{self, Limited};
 use crate::swap::CaptureError;
 use crate::upstream::{self, ProxyError};
@@ -30,6 +31,8 @@ pub(super) struct Refusal {
     decision: Decision,
     /// Seconds after which it is worth to try again.
     retry_after: Option<u64>,
+    /// It is the connection that is refused.
+    pub(super) closes: bool,
 }
 
 impl Refusal {
@@ -44,6 +47,7 @@ impl Refusal {
             ask: None,
             decision,
             retry_after: None,
+            closes: false,
         }
     }
 
@@ -58,6 +62,7 @@ impl Refusal {
             ask,
             decision,
             retry_after: None,
+            closes: false,
         }
     }
 
@@ -96,6 +101,7 @@ impl Refusal {
             ask: None,
             decision: Decision::Failed,
             retry_after: None,
+            closes: false,
         }
     }
 
@@ -110,6 +116,7 @@ impl Refusal {
             ask: Some("a current proxy URL: the session is missing, expired or deleted".to_owned()),
             decision: Decision::Denied,
             retry_after: None,
+            closes: false,
         }
     }
 
@@ -149,6 +156,30 @@ impl Refusal {
         Self {
             ask: Some(format!("wait, or raise {key} of the proxy")),
             ..Self::wait(wait, code, message)
+        }
+    }
+
+    /// Refuses a connection beyond those that its session, or all sessions, may have.
+    pub(super) fn crowded(full: Full) -> Self {
+        let (status, code, message, key) = match full {
+            Full::Owner => (
+                429,
+                "session_connection_limit",
+                "the session has as many connections as it may have",
+                "limits.session_connections",
+            ),
+            Full::Workloads => (
+                503,
+                "proxy_full",
+                "the proxy has as many connections of workloads as it may have",
+                "limits.connections",
+            ),
+        };
+        Self {
+            status,
+            ask: Some(format!("close some, or raise {key} of the proxy")),
+            closes: true,
+            ..Self::wait(Duration::ZERO, code, message)
         }
     }
 
@@ -363,6 +394,7 @@ impl From<&upstream::Error> for Refusal {
                     ask: Some("allow the address range in the proxy's upstream.allow_cidrs".into()),
                     decision: Decision::Denied,
                     retry_after: None,
+                    closes: false,
                 };
             }
             E::Http2(_) => (

@@ -1,15 +1,19 @@
-//! Who has not shown who they are, by address: their connections, and their failed attempts.
+//! For whom a connection is counted, and the failed attempts of those who have not shown who they
+//! are.
 //!
-//! Neither count ever holds against a caller with the right credential: the connection of one leaves
-//! the first count, and the second is asked only when an answer is to say no. Addresses of IPv6
-//! count by /64, which one machine has all of. Called by the doors, which take seats, and by whoever
-//! checks a credential: the proxy and the management API.
+//! By address only strangers are counted: the connection of a workload moves to a seat of its owner,
+//! and failed attempts are asked about only when an answer is to say no. What an owner is, is not
+//! known here. Addresses of IPv6 count by /64, which one machine has all of. Called by the doors,
+//! and by whoever checks a credential: the proxy and the management API.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::pending;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 /// How many addresses with failed attempts are remembered, some 1 MiB. Beyond it the one whose
 /// period began first is forgotten, which costs whoever has that many addresses nothing anyway.
@@ -31,17 +35,61 @@ impl From<IpAddr> for Source {
     }
 }
 
-/// The connections on which nobody has shown a credential yet, by address.
-#[derive(Clone, Debug)]
-pub struct Newcomers(Arc<Seats>);
+/// Says who has as many connections as they may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// The one who showed a credential.
+    #[error("its owner has too many connections")]
+    Owner,
+    /// All workloads together.
+    #[error("workloads have too many connections")]
+    Workloads,
+}
 
-#[derive(Debug)]
-struct Seats {
-    limit: usize,
-    taken: Mutex<HashMap<Source, usize>>,
+/// The connections that one owner may have at once. Clones are of the same owner.
+#[derive(Clone, Debug)]
+pub struct Seats {
+    permits: Arc<Semaphore>,
+    over: CancellationToken,
 }
 
 impl Seats {
+    /// Allows so many connections.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(limit)),
+            over: CancellationToken::new(),
+        }
+    }
+
+    /// Returns how many more there may be.
+    pub fn free(&self) -> usize {
+        self.permits.available_permits()
+    }
+
+    /// Tells all connections of the owner that there is nobody any more to be there for.
+    pub fn end(&self) {
+        self.over.cancel();
+    }
+
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+}
+
+/// The connections on which nobody has shown a credential yet, by address.
+#[derive(Clone, Debug)]
+pub struct Newcomers(Arc<Strangers>);
+
+#[derive(Debug)]
+struct Strangers {
+    limit: usize,
+    taken: Mutex<HashMap<Source, usize>>,
+    /// For all connections that are an owner's.
+    workloads: Seats,
+}
+
+impl Strangers {
     fn lock(&self) -> MutexGuard<'_, HashMap<Source, usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,13 +106,17 @@ impl Seats {
 }
 
 impl Newcomers {
-    /// Allows so many connections of one address at once.
-    pub fn new(limit: usize) -> Self {
-        let taken = Mutex::default();
-        Self(Arc::new(Seats { limit, taken }))
+    /// Allows so many connections of one address at once, and so many of all owners of seats
+    /// together.
+    pub fn new(limit: usize, workloads: usize) -> Self {
+        Self(Arc::new(Strangers {
+            limit,
+            taken: Mutex::default(),
+            workloads: Seats::new(workloads),
+        }))
     }
 
-    /// Takes a seat for a new connection; nothing if its address has all it may have.
+    /// Counts a new connection; nothing if its address has all it may have.
     pub fn admit(&self, ip: IpAddr) -> Option<Newcomer> {
         let source = Source::from(ip);
         let mut taken = self.0.lock();
@@ -73,49 +125,101 @@ impl Newcomers {
             return None;
         }
         *count += 1;
-        Some(Newcomer(Arc::new(Seat {
-            seats: Arc::clone(&self.0),
+        Some(Newcomer(Arc::new(Place {
+            strangers: Arc::clone(&self.0),
             source,
-            is_known: AtomicBool::new(false),
+            counted: Mutex::new(Counted::Stranger),
         })))
     }
 }
 
-/// A connection on which nobody has shown a credential yet. Clones are of the same connection; it is
-/// counted until somebody has, or the last of them is dropped.
+/// A connection, and for whom it is counted: for its address until somebody shows a right
+/// credential on it. Clones are of the same connection, which is counted until the last of them is
+/// dropped.
 #[derive(Clone, Debug)]
-pub struct Newcomer(Arc<Seat>);
+pub struct Newcomer(Arc<Place>);
 
 #[derive(Debug)]
-struct Seat {
-    seats: Arc<Seats>,
+struct Place {
+    strangers: Arc<Strangers>,
     source: Source,
-    is_known: AtomicBool,
+    counted: Mutex<Counted>,
+}
+
+#[derive(Debug)]
+enum Counted {
+    Stranger,
+    Trusted,
+    Owned {
+        seat: OwnedSemaphorePermit,
+        over: CancellationToken,
+        /// The place among those of all workloads: it stays when the owner changes.
+        #[expect(dead_code, reason = "held to be dropped")]
+        share: OwnedSemaphorePermit,
+    },
 }
 
 impl Newcomer {
     /// Tells whether a right credential was shown on the connection.
     pub fn is_known(&self) -> bool {
-        self.0.is_known.load(Ordering::Acquire)
+        !matches!(*self.0.lock(), Counted::Stranger)
     }
 
-    /// Notes that a right credential was shown on the connection.
+    /// Counts the connection for nobody any more: who showed a credential may have any number.
     pub fn known(&self) {
-        self.0.leave();
+        self.0.move_to(&mut self.0.lock(), Counted::Trusted);
     }
-}
 
-impl Seat {
-    fn leave(&self) {
-        if !self.is_known.swap(true, Ordering::AcqRel) {
-            self.seats.leave(self.source);
+    /// Counts the connection for an owner who has shown a credential on it. Whoever showed one
+    /// before has one connection less then.
+    ///
+    /// # Errors
+    /// [`Full`]: it is counted as before, and should be closed.
+    pub fn seat(&self, owner: &Seats) -> Result<(), Full> {
+        let place = &self.0;
+        let mut counted = place.lock();
+        if let Counted::Owned { seat, over, .. } = &mut *counted {
+            if !Arc::ptr_eq(seat.semaphore(), &owner.permits) {
+                *seat = owner.take().ok_or(Full::Owner)?;
+                *over = owner.over.clone();
+            }
+            return Ok(());
+        }
+        let seat = owner.take().ok_or(Full::Owner)?;
+        let share = place.strangers.workloads.take().ok_or(Full::Workloads)?;
+        let over = owner.over.clone();
+        place.move_to(&mut counted, Counted::Owned { seat, over, share });
+        Ok(())
+    }
+
+    /// Waits until the one it is counted for is over. Never ends where it is counted for no owner.
+    pub async fn orphaned(&self) {
+        let over = match &*self.0.lock() {
+            Counted::Owned { over, .. } => Some(over.clone()),
+            Counted::Stranger | Counted::Trusted => None,
+        };
+        match over {
+            Some(over) => over.cancelled().await,
+            None => pending().await,
         }
     }
 }
 
-impl Drop for Seat {
+impl Place {
+    fn lock(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn move_to(&self, counted: &mut Counted, to: Counted) {
+        if let Counted::Stranger = std::mem::replace(counted, to) {
+            self.strangers.leave(self.source);
+        }
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        self.leave();
+        self.move_to(&mut self.lock(), Counted::Trusted);
     }
 }
 
@@ -222,7 +326,7 @@ mod tests {
 
     #[test]
     fn seats_come_back_when_somebody_is_known_or_gone_and_once_only() {
-        let newcomers = Newcomers::new(2);
+        let newcomers = Newcomers::new(2, 9);
         let admit = |address| newcomers.admit(ip(address));
         let (one, two) = (admit("192.0.2.1").unwrap(), admit("192.0.2.1").unwrap());
         assert!(admit("192.0.2.1").is_none());
@@ -238,6 +342,58 @@ mod tests {
         assert!(admit("192.0.2.1").is_some());
         drop((three, other));
         assert!(newcomers.0.lock().is_empty());
+    }
+
+    #[test]
+    fn a_connection_counts_for_the_owner_who_showed_a_credential_last() {
+        let newcomers = Newcomers::new(9, 9);
+        let admit = || newcomers.admit(ip("192.0.2.1")).unwrap();
+        let (one, two) = (Seats::new(1), Seats::new(1));
+        let (first, second) = (admit(), admit());
+        assert_eq!(first.seat(&one), Ok(()));
+        assert_eq!(first.seat(&one), Ok(()), "it has its seat");
+        assert_eq!(second.seat(&one), Err(Full::Owner));
+        assert!(first.is_known() && !second.is_known());
+        assert_eq!(second.seat(&two), Ok(()));
+        assert_eq!(first.seat(&two), Err(Full::Owner), "it keeps what it has");
+        assert_eq!((one.free(), two.free()), (0, 0));
+        drop(second);
+        assert_eq!(first.seat(&two), Ok(()));
+        assert_eq!((one.free(), two.free()), (1, 0));
+        first.known();
+        assert_eq!((one.free(), two.free()), (1, 1));
+        assert_eq!(first.seat(&one), Ok(()));
+        let copy = first.clone();
+        drop(first);
+        assert_eq!(one.free(), 0, "a copy holds the seat");
+        drop(copy);
+        assert_eq!(one.free(), 1);
+        assert!(newcomers.0.lock().is_empty());
+        assert_eq!(newcomers.0.workloads.free(), 9);
+    }
+
+    #[test]
+    fn all_owners_together_have_a_share_and_strangers_are_not_asked() {
+        let newcomers = Newcomers::new(2, 2);
+        let admit = || newcomers.admit(ip("192.0.2.1"));
+        let owners = [3, 3, 3].map(Seats::new);
+        let seated = [0, 1].map(|index| {
+            let newcomer = admit().unwrap();
+            assert_eq!(newcomer.seat(&owners[index]), Ok(()));
+            newcomer
+        });
+        let third = admit().unwrap();
+        assert_eq!(third.seat(&owners[2]), Err(Full::Workloads));
+        assert!(!third.is_known());
+        assert_eq!(owners[2].free(), 3, "the owner's seat came back");
+        // Who changes needs no other place, and who is no workload none.
+        assert_eq!(seated[0].seat(&owners[2]), Ok(()));
+        let fourth = admit().unwrap();
+        assert!(admit().is_none(), "two strangers");
+        fourth.known();
+        assert!(admit().is_some());
+        drop(seated);
+        assert_eq!(third.seat(&owners[2]), Ok(()));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::shutdown::Drain;
 use crate::wire::{Connection, Io, tune};
 
-pub use limit::{Newcomer, Newcomers, Throttle};
+pub use limit::{Full, Newcomer, Newcomers, Seats, Throttle};
 pub use tls::{Error, FileCertificate};
 
 /// The first byte of a TLS handshake record (RFC 8446 §5.1).
@@ -54,7 +54,7 @@ pub struct Peer {
     pub listener: SocketAddr,
     /// They speak TLS to us.
     pub tls: bool,
-    /// Counted until they show a right credential.
+    /// For whom the connection is counted.
     pub newcomer: Newcomer,
 }
 
@@ -67,11 +67,13 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// How many connections may be open at once through all doors that share the permits.
     pub connections: usize,
+    /// How many of them workloads together may have.
+    pub workloads: usize,
     /// How many of them one address may have before anybody has shown a right credential on them.
     pub newcomers: usize,
 }
 
-/// What doors share: how many connections there may be, of all and of one address.
+/// What doors share: how many connections there may be, of all, of workloads and of one address.
 #[derive(Clone, Debug)]
 pub struct Room {
     permits: Arc<Semaphore>,
@@ -83,7 +85,7 @@ impl Room {
     pub fn new(config: &Config) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(config.connections)),
-            newcomers: Newcomers::new(config.newcomers),
+            newcomers: Newcomers::new(config.newcomers, config.workloads),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::host::HostPort;
 use crate::id::{SessionId, TenantId};
 use crate::policy::{AddressRules, Denial, Grant, Scheme};
 use crate::secret::Fingerprint;
+use crate::serve::Seats;
 use crate::upstream::Pool;
 
 /// Counts what a session did.
@@ -102,6 +103,11 @@ impl SessionHandle {
             .view
             .host_view(target, scheme, &self.rules)
             .map(Arc::new)
+    }
+
+    /// Returns the seats of the connections on which the session's credential was shown.
+    pub fn seats(&self) -> &Seats {
+        &self.open.seats
     }
 
     /// Enters a tunnel to a target.
@@ -209,6 +215,7 @@ impl SessionHandle {
     /// Cuts all that is open, for good.
     pub(super) fn end(&self) {
         self.cut.cancel();
+        self.open.seats.end();
         self.pool.close();
     }
 }

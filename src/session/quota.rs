@@ -1,5 +1,5 @@
-//! What a session has open, and how much of it there may be: tunnels that can be cut one by one,
-//! exchanges in flight, and requests in a time.
+//! What a session has open, and how much of it there may be: connections, tunnels that can be cut
+//! one by one, exchanges in flight, and requests in a time.
 //!
 //! Every entry is a guard that takes itself out when dropped, so that a panic or a cut gives back
 //! what was taken. What is over a quota is the business of that session alone: no count here is
@@ -16,10 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::SessionHandle;
 use crate::host::HostPort;
+use crate::serve::Seats;
 
 /// How much one session may have open.
 #[derive(Clone, Copy, Debug)]
 pub struct Quotas {
+    /// Connections on which its credential was the last that was shown.
+    pub connections: usize,
     /// Tunnels.
     pub tunnels: usize,
     /// Exchanges in flight.
@@ -37,6 +40,7 @@ pub struct Quotas {
 impl Default for Quotas {
     fn default() -> Self {
         Self {
+            connections: 512,
             tunnels: 256,
             exchanges: 64,
             wait: Duration::from_secs(5),
@@ -71,6 +75,7 @@ pub(super) struct Open {
     next: AtomicU64,
     tunnels: Mutex<HashMap<u64, Tunnel>>,
     exchanges: AtomicU64,
+    pub(super) seats: Seats,
     quotas: Quotas,
     turns: Arc<Semaphore>,
     pace: Option<Pace>,
@@ -91,6 +96,7 @@ impl Open {
             next: AtomicU64::new(0),
             tunnels: Mutex::default(),
             exchanges: AtomicU64::new(0),
+            seats: Seats::new(quotas.connections),
             turns: Arc::new(Semaphore::new(quotas.exchanges)),
             pace: quotas
                 .requests_per_second

@@ -28,6 +28,7 @@ mod capture;
 mod claude;
 mod clients;
 mod connect;
+mod connections;
 mod curl;
 mod demo;
 mod endings;

@@ -429,7 +429,7 @@ async fn case_62_a_deleted_session_ends_at_once_everywhere() {
 }
 
 #[tokio::test]
-async fn a_plain_connection_outlives_the_session_but_does_not_serve_it() {
+async fn a_plain_connection_ends_with_its_session_and_a_new_one_is_not_served() {
     let origin = Origin::builder().plain().echo_ok().await;
     let scene = Scene::around(origin).await;
     let mut conn = scene.workload.plain().await;
@@ -444,6 +444,8 @@ async fn a_plain_connection_outlives_the_session_but_does_not_serve_it() {
         .await
         .expect("deleted");
     scene.good.forget();
+    conn.expect_end().await;
+    let mut conn = scene.workload.plain().await;
     conn.send(&request).await;
     assert_eq!(conn.answer().await.status, 407);
     scene.good.expect_nothing("a deleted session");

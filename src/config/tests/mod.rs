@@ -445,6 +445,41 @@ fn all_problems_of_all_sources_are_reported_at_once() {
 }
 
 #[test]
+fn limits_that_one_cannot_have_are_refused() {
+    for (text, expected) in [
+        ("reserved_percent = 90", None),
+        (
+            "reserved_percent = 91",
+            Some("limits.reserved_percent: expects a whole number from 1 to 90 (from /c.toml:2)"),
+        ),
+        ("session_tunnels = 512", None),
+        (
+            "session_tunnels = 513",
+            Some(
+                "limits.session_tunnels: expects at most limits.session_connections (by default) (from /c.toml:2)",
+            ),
+        ),
+        ("session_tunnels = 513\nsession_connections = 513", None),
+        (
+            "session_connections = 255",
+            Some(
+                "limits.session_connections: expects at least limits.session_tunnels (by default) (from /c.toml:2)",
+            ),
+        ),
+        (
+            "session_connections = 512\nsession_tunnels = 513",
+            Some(
+                "limits.session_connections: expects at least limits.session_tunnels (from /c.toml:3) (from /c.toml:2)",
+            ),
+        ),
+    ] {
+        let loaded = with_file(&format!("[limits]\n{text}")).map(drop);
+        let expected = expected.map_or(Ok(()), |one| Err(vec![one.to_owned()]));
+        assert_eq!(loaded, expected, "{text}");
+    }
+}
+
+#[test]
 fn a_file_that_is_not_toml_is_reported_without_its_text() {
     for file in [
         "api_key = canary\nx",

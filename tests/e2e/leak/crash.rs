@@ -147,6 +147,7 @@ async fn panics_in_a_process_of_its_own() {
         first_byte_timeout: Duration::from_mins(1),
         handshake_timeout: Duration::from_mins(1),
         connections: 4,
+        workloads: 4,
         newcomers: 4,
     };
     let address = (Ipv4Addr::LOCALHOST, 0).into();
