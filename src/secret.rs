@@ -18,6 +18,8 @@ pub struct Secret(Bytes);
 impl Secret {
     /// Takes ownership of a value; the vector's memory is overwritten at the end.
     pub fn new(value: Vec<u8>) -> Self {
+        #[cfg(test)]
+        TAKEN.with(|bytes| bytes.set(bytes.get() + value.len()));
         Self(Bytes::from_owner(Zeroizing::new(value)))
     }
 
@@ -57,6 +59,9 @@ thread_local! {
     /// How many credentials this thread has hashed, so that a test can hold the work of one answer
     /// against that of another.
     pub(crate) static HASHED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    /// How many bytes this thread has put where they are overwritten, so that a test can tell that
+    /// some were.
+    pub(crate) static TAKEN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 impl Fingerprint {

@@ -26,11 +26,16 @@ const UNSCOPED: &str = "danger_unscoped_secrets";
 const PUBLIC_URL: &str = "proxy.public_url";
 const UPSTREAM_PROXY: &str = "upstream.proxy";
 const UPSTREAM_PROXY_FILE: &str = "upstream.proxy_file";
-const RESERVED: &str = "limits.reserved_percent";
-const SESSION_CONNECTIONS: &str = "limits.session_connections";
-const SESSION_TUNNELS: &str = "limits.session_tunnels";
 /// The largest part of the connections that can be kept from workloads, in percent.
 const MOST_RESERVED: usize = 90;
+/// The most fields of a head that can be allowed: the maps of the HTTP library end at 24,576, and
+/// not with an error.
+const MOST_FIELDS: usize = 10_000;
+/// The highest rate of requests that can be set. Above a thousand times that none would be counted.
+const MOST_A_SECOND: u32 = 1_000_000;
+/// How many windows of a stream the window of an HTTP/2 connection has at least, or one stream of
+/// small frames can end the others.
+const WINDOWS: u64 = 16;
 /// The places that sealing keys may come from.
 const SEAL_KEYS: [&str; 3] = ["seal.key", "seal.key_file", "seal.key_command"];
 #[cfg(test)]
@@ -332,27 +337,66 @@ fn check_tls(reading: &mut Reading) {
 /// Refuses limits that one cannot have, by themselves or beside each other.
 fn check_limits(reading: &mut Reading) {
     let limits = reading.draft.config.limits.clone();
-    if limits.reserved_percent > MOST_RESERVED {
-        let expectation = format!("expects a whole number from 1 to {MOST_RESERVED}");
-        let origin = reading.origin(RESERVED);
-        reading.report(RESERVED, expectation, origin);
+    let fields = limits.head_fields;
+    let rate = limits.session_requests_per_second.unwrap_or(1);
+    for (key, is_over, expects) in [
+        (
+            "limits.reserved_percent",
+            limits.reserved_percent > MOST_RESERVED,
+            format!("expects a whole number from 1 to {MOST_RESERVED}"),
+        ),
+        (
+            "limits.head_fields",
+            fields > MOST_FIELDS,
+            format!("expects a whole number from 1 to {MOST_FIELDS}"),
+        ),
+        (
+            "limits.session_requests_per_second",
+            rate > MOST_A_SECOND,
+            format!("expects a whole number from 1 to {MOST_A_SECOND}, or none"),
+        ),
+    ] {
+        if is_over {
+            let origin = reading.origin(key);
+            reading.report(key, expects, origin);
+        }
     }
-    if limits.session_connections < limits.session_tunnels
-        && reading.trusts(&[SESSION_CONNECTIONS, SESSION_TUNNELS])
-    {
-        // The one that was given is the one to change.
-        let (key, expectation) = if reading.is_given(SESSION_CONNECTIONS) {
-            let other = reading.origin(SESSION_TUNNELS);
-            let expectation = format!("expects at least {SESSION_TUNNELS} ({other})");
-            (SESSION_CONNECTIONS, expectation)
-        } else {
-            let other = reading.origin(SESSION_CONNECTIONS);
-            let expectation = format!("expects at most {SESSION_CONNECTIONS} ({other})");
-            (SESSION_TUNNELS, expectation)
-        };
-        let origin = reading.origin(key);
-        reading.report(key, expectation, origin);
+    if limits.session_connections < limits.session_tunnels {
+        let keys = ("limits.session_connections", "limits.session_tunnels");
+        report_pair(reading, keys, ("at least", "at most"));
     }
+    let needed = u64::from(limits.h2_stream_window_bytes) * WINDOWS;
+    if u64::from(limits.h2_connection_window_bytes) < needed {
+        let keys = (
+            "limits.h2_connection_window_bytes",
+            "limits.h2_stream_window_bytes",
+        );
+        let (least, most) = (
+            format!("at least {WINDOWS} times"),
+            format!("at most 1/{WINDOWS} of"),
+        );
+        report_pair(reading, keys, (&least, &most));
+    }
+}
+
+/// Reports that the first of two settings is too small for the second: of the two, the one that was
+/// given is the one to change.
+fn report_pair(
+    reading: &mut Reading,
+    (large, small): (&'static str, &'static str),
+    (least, most): (&str, &str),
+) {
+    if !reading.trusts(&[large, small]) {
+        return;
+    }
+    let (key, wanted, other) = if reading.is_given(large) {
+        (large, least, small)
+    } else {
+        (small, most, large)
+    };
+    let expectation = format!("expects {wanted} {other} ({})", reading.origin(other));
+    let origin = reading.origin(key);
+    reading.report(key, expectation, origin);
 }
 
 /// Tells whether somebody on another machine can reach the address.

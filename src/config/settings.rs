@@ -368,7 +368,7 @@ pub const SETTINGS: &[Setting] = &[
     setting!("limits.head_bytes", config.limits.head_bytes, Anywhere, None,
         "65536", "Bytes of the head of a request. More are answered 431."),
     setting!("limits.head_fields", config.limits.head_fields, Anywhere, None,
-        "100", "Fields of the head of a request. More are answered 431."),
+        "100", "Fields of the head of a request, at most 10,000. More are answered 431."),
     setting!("limits.target_bytes", config.limits.target_bytes, Anywhere, None,
         "16384", "Bytes of the target of a request. More are answered 414."),
     setting!("limits.chunk_extension_bytes", config.limits.chunk_extension_bytes, Anywhere, None,

@@ -17,8 +17,9 @@ use super::Error;
 use super::handle::{SessionHandle, Standing};
 use super::live::{RETIRED_FOR, RETIRED_LIMIT, Sessions};
 use super::record::{Written, millis};
-use super::spec::FieldError;
+use super::spec::{BAD_FIELDS_LIMIT, FieldError, Spec};
 use super::view::{Retired, Sealed, SessionView};
+use crate::host::HostPattern;
 use crate::policy::{SecretScope, TokenEndpoint, TokenKind};
 use crate::sealed_token::{Places, Prefix, SealedToken};
 use crate::secret::Secret;
@@ -301,6 +302,26 @@ pub(super) fn keep(
         kept.extend(now);
     }
     (kept, gone)
+}
+
+/// Finds the hosts that a patch begins to pass through and that a captured token may go to. Hosts that
+/// were passed through when the token came stand: there it is text, as before.
+pub(super) fn unread(captured: &[Sealed], before: &Spec, spec: &Spec) -> Vec<FieldError> {
+    let (kept, _gone) = keep(captured, &spec.token_endpoints);
+    let begins = |pattern: &HostPattern| !before.passthrough.iter().any(|it| it == pattern);
+    let patterns = spec.passthrough.iter().enumerate();
+    let errors = patterns
+        .filter(|(_, it)| begins(it))
+        .filter_map(|(index, it)| {
+            let token = kept.iter().find(|token| token.scope.overlaps(it))?;
+            let message = format!(
+                "the captured {} may go to this host, and nothing is swapped where nothing is read",
+                token.name
+            );
+            let field = format!("passthrough_hosts[{index}]");
+            Some(FieldError::new(field, "overlaps_secret", message))
+        });
+    errors.take(BAD_FIELDS_LIMIT).collect()
 }
 
 /// Notes values that are out of use: they may still come back in answers.

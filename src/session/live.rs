@@ -214,6 +214,10 @@ impl Sessions {
         let before = handle.standing();
         let form = change(before.form.clone()).map_err(Error::Invalid)?;
         let spec = Spec::parse(&form, &self.options).map_err(Error::Invalid)?;
+        let unread = capture::unread(&before.view.captured, &before.spec, &spec);
+        if !unread.is_empty() {
+            return Err(Error::Invalid(unread));
+        }
         let version = before.view.version + 1;
         let (view, sealed_secrets) = make_view(&spec, version, Some(&before.view));
         let written = Written {

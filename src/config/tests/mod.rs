@@ -472,6 +472,35 @@ fn limits_that_one_cannot_have_are_refused() {
                 "limits.session_connections: expects at least limits.session_tunnels (from /c.toml:3) (from /c.toml:2)",
             ),
         ),
+        ("head_fields = 10000", None),
+        (
+            "head_fields = 10001",
+            Some("limits.head_fields: expects a whole number from 1 to 10000 (from /c.toml:2)"),
+        ),
+        ("session_requests_per_second = 1000000", None),
+        (
+            "session_requests_per_second = 1000001",
+            Some(
+                "limits.session_requests_per_second: expects a whole number from 1 to 1000000, or none (from /c.toml:2)",
+            ),
+        ),
+        ("h2_stream_window_bytes = 131072", None),
+        (
+            "h2_stream_window_bytes = 131073",
+            Some(
+                "limits.h2_stream_window_bytes: expects at most 1/16 of limits.h2_connection_window_bytes (by default) (from /c.toml:2)",
+            ),
+        ),
+        (
+            "h2_stream_window_bytes = 131073\nh2_connection_window_bytes = 2097168",
+            None,
+        ),
+        (
+            "h2_stream_window_bytes = 131073\nh2_connection_window_bytes = 2097167",
+            Some(
+                "limits.h2_connection_window_bytes: expects at least 16 times limits.h2_stream_window_bytes (from /c.toml:2) (from /c.toml:3)",
+            ),
+        ),
     ] {
         let loaded = with_file(&format!("[limits]\n{text}")).map(drop);
         let expected = expected.map_or(Ok(()), |one| Err(vec![one.to_owned()]));

@@ -102,13 +102,17 @@ impl Changed {
                 drop(self.input.split_to(taken));
                 match pushed {
                     Ok(progress) => self.more = progress == Progress::Full,
-                    Err(error) => return Some(Err(error)),
+                    Err(error) => {
+                        drop(self.share(out));
+                        return Some(Err(error));
+                    }
                 }
             } else if matches!(self.end, End::Open) {
                 return None;
             } else if !self.finished {
                 self.finished = true;
                 if let Err(error) = self.transform.finish(&mut out) {
+                    drop(self.share(out));
                     return Some(Err(error));
                 }
             } else {
@@ -123,6 +127,7 @@ impl Changed {
         }
     }
 
+    /// Gives bytes an owner that overwrites them at the end, where they may be values.
     fn share(&self, out: Vec<u8>) -> Bytes {
         if self.has_values {
             Secret::new(out).expose_shared()
@@ -141,6 +146,7 @@ impl Changed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::TAKEN;
     use crate::wire::Fields;
 
     /// Makes text upper case, gives two bytes at a time, and holds one back.
@@ -250,5 +256,46 @@ mod tests {
         };
         let (_, trailers, failed) = run(fails, vec![data(b"a"), Frame::trailers(HeaderMap::new())]);
         assert!(failed && trailers.is_none());
+    }
+
+    #[test]
+    fn what_came_out_before_an_error_is_overwritten_where_it_may_be_a_value() {
+        /// Gives some bytes, and fails.
+        struct Fails;
+
+        impl Transform for Fails {
+            fn push(&mut self, _input: &mut &[u8], out: &mut Vec<u8>) -> Result<Progress, Error> {
+                out.extend_from_slice(b"value");
+                Err(Error::TooMuch)
+            }
+
+            fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+                out.extend_from_slice(b"rest");
+                Err(Error::TooMuch)
+            }
+
+            fn trailers(&mut self, _fields: &mut Fields) {}
+
+            fn holds(&self) -> bool {
+                false
+            }
+
+            fn release(&mut self, _out: &mut Vec<u8>) {}
+        }
+
+        let piece = || Some(Frame::data(Bytes::from_static(b"a")));
+        for (frame, has_values, expected) in [
+            (piece(), true, 5),
+            (None, true, 4),
+            (piece(), false, 0),
+            (None, false, 0),
+        ] {
+            let mut changed = Changed::new(Box::new(Fails));
+            changed.has_values = has_values;
+            changed.put(frame);
+            let before = TAKEN.get();
+            assert!(matches!(changed.next(), Some(Err(Error::TooMuch))));
+            assert_eq!(TAKEN.get() - before, expected);
+        }
     }
 }

@@ -536,3 +536,52 @@ fn bad_endpoints_are_told_by_their_place() {
         assert_eq!(bad(capture, passthrough), expected);
     }
 }
+
+#[tokio::test]
+async fn a_patch_passes_nothing_through_where_a_captured_token_may_go() {
+    let world = World::new();
+    let early = &["console.anthropic.com"];
+    let form = Form {
+        passthrough_hosts: texts(early),
+        ..watching(None)
+    };
+    let handle = world.create(form).await.handle;
+    let faults = async |change: &dyn Fn(&mut Form)| {
+        let change = |mut form| {
+            change(&mut form);
+            Ok(form)
+        };
+        let patched = world.sessions.patch(&world.tenant, handle.id(), change);
+        match patched.await {
+            Ok(_) => String::new(),
+            Err(SessionError::Invalid(bad)) => {
+                let told = bad.iter().map(|it| format!("{} {}", it.field, it.code));
+                told.collect::<Vec<_>>().join(", ")
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let claude = &["x.example", "*.claude.com", "api.anthropic.com:443"];
+    // Nothing was captured yet, and nobody named the endpoint.
+    let passes =
+        |hosts: &'static [&str]| move |form: &mut Form| form.passthrough_hosts = texts(hosts);
+    assert_eq!(faults(&passes(claude)).await, "");
+    assert_eq!(faults(&passes(early)).await, "");
+    world.capture(&handle, CLAUDE, BODY).await;
+    let version = handle.version();
+    assert_eq!(
+        faults(&passes(claude)).await,
+        "passthrough_hosts[1] overlaps_secret, passthrough_hosts[2] overlaps_secret"
+    );
+    assert_eq!(handle.version(), version, "nothing changed");
+    // What is no host of the tokens may, and what stood when they came is no fault of the patch.
+    assert_eq!(
+        faults(&passes(&["x.example", "console.anthropic.com"])).await,
+        ""
+    );
+    assert_eq!(faults(&passes(&["x.example"])).await, "");
+    assert_eq!(
+        faults(&passes(early)).await,
+        "passthrough_hosts[0] overlaps_secret"
+    );
+}
