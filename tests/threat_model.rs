@@ -75,7 +75,7 @@ fn a_test_that_is_not_there_is_missed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     assert!(exists(
         root,
-        "smoke::an_origin_that_is_not_trusted_gets_nothing"
+        "smoke::peer_74_an_origin_that_is_not_trusted_gets_nothing"
     ));
     for name in [
         "smoke::no_such_test",

@@ -135,7 +135,7 @@ async fn case_56_the_answer_to_an_open_tunnel_has_neither_framing_nor_body() {
 }
 
 #[tokio::test]
-async fn a_host_or_port_outside_the_policy_is_403_with_a_reason_and_what_to_ask_for() {
+async fn peer_65_a_host_or_port_outside_the_policy_is_403_with_a_reason_and_never_407() {
     let scene = Scene::vault(VaultBuilder::strict).await;
     for (target, code) in [
         ("evil.example.net:443", "host_not_allowed"),
@@ -169,8 +169,50 @@ async fn a_host_or_port_outside_the_policy_is_403_with_a_reason_and_what_to_ask_
             "{ask}"
         );
         assert!(body["message"].is_string());
+        // Who is nobody is asked who they are, and told nothing of the policy.
+        let mut conn = scene.workload.plain().await;
+        conn.send(format!(
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
+        ))
+        .await;
+        let answer = conn.answer().await;
+        assert_eq!(answer.status, 407, "{target}");
+        let challenge = answer.header("proxy-authenticate");
+        assert_eq!(challenge, Some("Basic realm=\"oshu-vault\""), "{target}");
     }
     scene.nothing_arrived("targets outside the policy").await;
+}
+
+#[tokio::test]
+async fn peer_67_credentials_are_taken_as_clients_write_them_and_no_other_way() {
+    let scene = Scene::new().await;
+    let (id, token) = (&scene.session.session_id, &scene.session.token);
+    let right = basic(id, token);
+    let encoded = right.trim_start_matches("Basic ");
+    for (value, status) in [
+        (format!("Basic {encoded}"), 200),
+        (format!("basic {encoded}"), 200),
+        (format!("BASIC {encoded}"), 200),
+        (format!("bAsIc   {encoded}"), 200),
+        (format!("Basic\t{encoded}"), 407),
+        (format!("Basic{encoded}"), 407),
+        (format!("Basic {encoded} "), 200),
+        // The first colon ends the id, and the rest is the token, colons included.
+        (basic(id, &format!("{token}:")), 407),
+        (basic(id, &format!(":{token}")), 407),
+        (basic(&format!("{id}:{token}"), token), 407),
+        // A client decodes the user information of its proxy's URL; we do not do it again.
+        (basic(&id.replace('_', "%5F"), token), 407),
+        (basic(id, &token.replace('_', "%5f")), 407),
+    ] {
+        let mut conn = scene.workload.plain().await;
+        conn.send(format!(
+            "CONNECT {GOOD}:443 HTTP/1.1\r\nHost: {GOOD}:443\r\nProxy-Authorization: {value}\r\n\r\n"
+        ))
+        .await;
+        assert_eq!(conn.answer_head().await.status, status, "{value}");
+    }
+    scene.nothing_arrived("spellings of credentials").await;
 }
 
 #[tokio::test]

@@ -116,6 +116,25 @@ async fn user_and_password_of_a_url_are_swapped() {
 }
 
 #[tokio::test]
+async fn peer_67_a_proxy_url_may_have_its_credentials_escaped() {
+    let scene = Scene::new().await;
+    let Some(curl) = Curl::new(&scene) else {
+        return;
+    };
+    let proxy = scene.vault.proxy_url(&scene.session);
+    let escaped = proxy
+        .replace("sess_", "%73ess%5F")
+        .replace("tok_", "tok%5f");
+    assert_ne!(proxy, escaped);
+    let header = format!("X-Api-Key: {}", scene.token());
+    let arguments = ["--header", &header, "https://good.example.com/"];
+    let output = curl.run(&escaped, &arguments).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(contains(&scene.good.bytes(), REAL));
+    scene.alive("an escaped URL").await;
+}
+
+#[tokio::test]
 async fn uploads_with_and_without_a_length_arrive_whole() {
     let origin = Origin::script(|request, conn| async move {
         if request.header("expect").is_some() {

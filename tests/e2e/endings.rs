@@ -51,7 +51,7 @@ async fn case_69_a_client_that_leaves_takes_the_upstream_s_connection_with_it() 
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_the_middle_of_its_body_sends_no_request() {
+async fn peer_62_a_client_that_leaves_in_the_middle_of_its_body_sends_no_request() {
     for framing in [
         "Content-Length: 10\r\n\r\nhello",
         "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",

@@ -68,14 +68,18 @@ async fn a_silent_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_is_closed_however_it_trickles() {
+async fn peer_63_a_head_that_does_not_end_is_closed_however_it_trickles() {
     let scene = Scene::vault(limited(|limits| limits.head_timeout = SHORT)).await;
     let mut plain = scene.workload.plain().await;
     let mut tls = scene.workload.secure().await;
     let mut inner = scene.workload.connect(TARGET).await;
     let began = Instant::now();
-    for conn in [&mut plain, &mut tls, &mut inner] {
-        conn.send("GET / HTTP/1.1\r\nHost: good.example.com\r\nX: ")
+    for (conn, line) in [
+        (&mut plain, "CONNECT good.example.com:443"),
+        (&mut tls, "GET /v1/sessions"),
+        (&mut inner, "GET /"),
+    ] {
+        conn.send(format!("{line} HTTP/1.1\r\nHost: good.example.com\r\nX: "))
             .await;
     }
     for (case, conn) in [
@@ -100,7 +104,7 @@ async fn a_head_that_does_not_end_is_closed_however_it_trickles() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_end_is_closed() {
+async fn peer_63_a_handshake_that_does_not_end_is_closed() {
     let scene = Scene::vault(limited(|limits| limits.handshake_timeout = SHORT)).await;
     let mut tls = Conn::new(
         TcpStream::connect(scene.vault.tls_addr())

@@ -1,5 +1,7 @@
 //! Absolute-form requests: plain HTTP, with credentials and a target of its own on each of them.
 
+use oshu_vault_sdk::CreateSession;
+
 use crate::support::{GOOD, Origin, REAL, Scene, VaultBuilder, basic, contains, show};
 
 async fn scene() -> Scene {
@@ -246,6 +248,49 @@ async fn case_61_every_request_brings_its_own_credentials() {
             status == 407,
             "{credentials}"
         );
+    }
+}
+
+#[tokio::test]
+async fn peer_68_credentials_for_the_proxy_and_for_the_origin_go_their_own_ways() {
+    let origin = Origin::builder().plain().echo_ok().await;
+    let open = |request: CreateSession| request.allow_plaintext(true);
+    let scene = Scene::with_good(origin, VaultBuilder::strict, open).await;
+    let own = scene.fill("Authorization: Bearer {T}\r\n");
+    let other = "Authorization: Basic dXNlcjpvd24=\r\n";
+    for (sent, expected) in [
+        (own.as_str(), own.replace(scene.token(), REAL)),
+        (other, other.to_owned()),
+    ] {
+        scene.good.forget();
+        let fields = format!("Host: {GOOD}\r\n{sent}");
+        let answer = ask(&scene, "GET http://good.example.com/", &fields).await;
+        assert_eq!(answer.status, 200, "{sent}");
+        let expected = format!("GET / HTTP/1.1\r\nHost: {GOOD}\r\n{expected}\r\n");
+        assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
+        // What a client says to the origin is not said to the proxy, and the other way round.
+        scene.good.forget();
+        let mut conn = scene.workload.plain().await;
+        let proxy = scene.workload.authorization();
+        conn.send(format!(
+            "CONNECT {GOOD}:80 HTTP/1.1\r\nHost: {GOOD}:80\r\n{sent}{proxy}\r\n"
+        ))
+        .await;
+        assert_eq!(conn.answer_head().await.status, 200, "{sent}");
+        conn.send(format!(
+            "GET / HTTP/1.1\r\nHost: {GOOD}\r\n{proxy}{sent}\r\n"
+        ))
+        .await;
+        assert_eq!(conn.answer().await.status, 200, "{sent}");
+        assert_eq!(show(&scene.good.bytes()), show(expected.as_bytes()));
+        // The one is not taken for the other.
+        let mut conn = scene.workload.plain().await;
+        conn.send(format!(
+            "CONNECT {GOOD}:80 HTTP/1.1\r\nHost: {GOOD}:80\r\n{}\r\n",
+            proxy.trim_start_matches("Proxy-")
+        ))
+        .await;
+        assert_eq!(conn.answer().await.status, 407);
     }
 }
 

@@ -218,6 +218,20 @@ async fn peer_13_connections_are_shared_within_a_session_and_never_across() {
 }
 
 #[tokio::test]
+async fn peer_76_no_connection_takes_up_the_tls_session_of_another() {
+    let closing =
+        Origin::answer("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
+    let scene = Scene::around(closing.await).await;
+    let other = scene.vault.session(&Scene::request()).await;
+    let other = scene.vault.workload(&other);
+    for workload in [&scene.workload, &scene.workload, &other, &other] {
+        let answer = workload.get(&format!("https://{GOOD}/"), &[]).await;
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!((scene.good.connections(), scene.good.resumed()), (4, 0));
+}
+
+#[tokio::test]
 async fn peer_56_answers_without_a_body_end_with_their_head() {
     let origin = Origin::script(|request, conn| async move {
         conn.send(match request.line().split(' ').nth(1).unwrap_or_default() {

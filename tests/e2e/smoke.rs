@@ -66,7 +66,7 @@ async fn an_origin_under_a_ca_that_the_operator_adds_is_trusted() {
 }
 
 #[tokio::test]
-async fn an_origin_that_is_not_trusted_gets_nothing() {
+async fn peer_74_an_origin_that_is_not_trusted_gets_nothing() {
     let origin = Origin::builder().ca(&TestCa::generate()).echo_ok().await;
     let vault = Vault::builder()
         .resolve("api.example.com", origin.addr())

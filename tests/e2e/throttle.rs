@@ -65,7 +65,7 @@ fn authorization(user: &str, password: &str) -> String {
 }
 
 #[tokio::test]
-async fn failing_answers_are_held_back_and_right_credentials_never() {
+async fn peer_66_failing_answers_are_held_back_alike_and_right_credentials_never() {
     let scene = few_failures().await;
     let (id, token) = (&scene.session.session_id, &scene.session.token);
     let unknown = format!("sess_{}", "0".repeat(32));

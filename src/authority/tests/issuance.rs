@@ -73,7 +73,7 @@ async fn case_81_leaves_name_their_host_and_nothing_else() {
 /// A client that dials `localhost` without a server name gets the leaf of an address, and looks
 /// for the name in it.
 #[tokio::test]
-async fn leaves_of_this_machine_have_all_its_names() {
+async fn peer_69_leaves_of_this_machine_have_all_its_names() {
     let authority = authority();
     let all = ["localhost", "127.0.0.1", "[::1]"];
     for text in [&all[..], &["127.0.0.9"]].concat() {
@@ -217,7 +217,7 @@ async fn case_81_a_host_is_minted_once_and_again_before_its_end() {
 }
 
 #[tokio::test]
-async fn a_clock_set_back_leaves_no_leaf_of_the_future() {
+async fn peer_73_a_clock_that_is_moved_leaves_no_leaf_of_another_time() {
     let clock = TestClock::now();
     let authority = authority_at(&clock);
     let first = chain(&authority, "a.example").await;
@@ -233,6 +233,34 @@ async fn a_clock_set_back_leaves_no_leaf_of_the_future() {
         clock.read(),
     )
     .unwrap();
+    // Weeks of a process, and a day to either side.
+    let verified = async || {
+        let chain = chain(&authority, "a.example").await;
+        let trusted = authority.root().cert_der();
+        verify(trusted, &chain, "a.example", clock.read()).unwrap();
+    };
+    for _ in 0..28 {
+        clock.advance(DAY);
+        verified().await;
+    }
+    for _ in 0..3 {
+        clock.set_back(DAY);
+        verified().await;
+        clock.advance(2 * DAY);
+        verified().await;
+    }
+}
+
+#[tokio::test]
+async fn peer_70_no_leaf_has_the_root_s_key() {
+    let authority = authority();
+    let root = parse(authority.root().cert_der());
+    for name in ["a.example", "127.0.0.1"] {
+        let chain = chain(&authority, name).await;
+        let leaf = parse(&chain[0]);
+        assert_ne!(leaf.public_key().raw, root.public_key().raw, "{name}");
+        assert!(!leaf.is_ca(), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -311,7 +339,7 @@ async fn a_mint_that_fails_or_is_dropped_blocks_no_one() {
 }
 
 #[tokio::test]
-async fn twenty_thousand_hosts_leave_the_cache_at_its_bound() {
+async fn peer_71_twenty_thousand_hosts_leave_the_cache_at_its_bound() {
     let authority = authority();
     for number in 0..20_000 {
         chain(&authority, &format!("h{number}.example")).await;

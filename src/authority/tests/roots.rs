@@ -118,7 +118,7 @@ fn half_a_root_is_refused_and_an_interrupted_one_completed() {
 }
 
 #[test]
-fn a_generated_root_passes_the_strict_check_of_openssl() {
+fn peer_69_a_generated_root_passes_the_strict_check_of_openssl() {
     if !installed("openssl") {
         return;
     }

@@ -149,7 +149,7 @@ async fn key_exchange_is_what_the_client_prefers_hybrid_included() {
 }
 
 #[tokio::test]
-async fn a_second_tunnel_to_a_name_resumes_and_another_name_does_not() {
+async fn peer_76_a_second_tunnel_to_a_name_resumes_and_another_name_does_not() {
     let authority = authority();
     for version in BOTH {
         let config = Arc::new(client(&authority, default_provider(), &[version]));

@@ -235,7 +235,7 @@ async fn the_server_and_the_key_are_found_and_refusals_name_them() {
 }
 
 #[tokio::test]
-async fn a_root_is_generated_once_and_shown_without_its_key() {
+async fn peer_75_a_root_is_shown_with_its_fingerprint_and_without_its_key() {
     let home = Home::new();
     std::fs::create_dir(home.path("certs")).unwrap();
     std::fs::write(home.path("certs/README.md"), "").unwrap();

@@ -169,7 +169,7 @@ async fn a_reset_by_the_client_closes_an_h1_upstream() {
 }
 
 #[tokio::test]
-async fn a_client_that_vanishes_takes_all_its_streams_with_it() {
+async fn peer_62_a_client_that_vanishes_takes_all_its_streams_with_it() {
     let (_release, gate) = watch::channel(false);
     let play = H2Scene::with_good(slow_h1().await, origin(&gate).await, |vault| vault).await;
     let client = play.h2().await;

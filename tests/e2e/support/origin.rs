@@ -10,10 +10,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rcgen::CertificateParams;
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{HandshakeKind, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -29,6 +29,8 @@ use super::{show, within};
 struct Recorded {
     bytes: Vec<u8>,
     ended: bool,
+    /// It took up the TLS session of another.
+    resumed: bool,
 }
 
 /// All that an origin recorded, in the order of its connections.
@@ -399,7 +401,13 @@ async fn serve(
     let stream: Box<dyn Stream> = match acceptor {
         None => Box::new(tcp),
         Some(acceptor) => match acceptor.accept(tcp).await {
-            Ok(stream) => Box::new(stream),
+            Ok(stream) => {
+                let kind = stream.get_ref().1.handshake_kind();
+                recorder.change(|records| {
+                    records[index].resumed = kind == Some(HandshakeKind::Resumed);
+                });
+                Box::new(stream)
+            }
             Err(_refused) => {
                 return recorder.change(|records| records[index].ended = true);
             }
@@ -484,6 +492,11 @@ impl Origin {
     /// Returns the number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.read(<[Recorded]>::len)
+    }
+
+    /// Returns how many connections took up the TLS session of another.
+    pub(crate) fn resumed(&self) -> usize {
+        self.read(|records| records.iter().filter(|record| record.resumed).count())
     }
 
     /// Forgets what was recorded, so that the next exchange stands alone. Connections stay.
