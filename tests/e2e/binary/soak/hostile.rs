@@ -20,8 +20,8 @@ use tokio::time::{sleep, timeout};
 use super::{Home, MINUTE, Server, minutes};
 use crate::support::{Conn, TestCa, Workload};
 
-const HOST: &str = "soak.example.com";
-const TARGET: &str = "soak.example.com:443";
+pub(super) const HOST: &str = "soak.example.com";
+pub(super) const TARGET: &str = "soak.example.com:443";
 /// Clients of each slow kind: 500 of them.
 const SLOW: [(&str, usize); 3] = [("heads", 200), ("bodies", 150), ("reads", 150)];
 const IDLE: usize = 2_000;
@@ -38,7 +38,7 @@ const EVERY: Duration = Duration::from_millis(100);
 /// How much more memory there may be afterwards than after the same crowd before, in KiB.
 const LEFT_KIB: u64 = 24 * 1024;
 
-/// Answers `/big` without an end, a POST when its body has come, and everything else at once.
+/// Answers `/big` without an end, `/hold` and a POST never, and everything else at once.
 async fn origin() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -59,7 +59,7 @@ async fn origin() -> SocketAddr {
                             Err(_gone) => return,
                         }
                     }
-                    if head.starts_with(b"POST") {
+                    if head.starts_with(b"POST") || head.starts_with(b"GET /hold") {
                         let mut piece = [0; 1024];
                         while let Ok(1..) = tls.read(&mut piece).await {}
                         return;
@@ -85,20 +85,20 @@ async fn origin() -> SocketAddr {
 }
 
 /// What the tests of this file share.
-struct Stage {
+pub(super) struct Stage {
     server: Server,
     sdk: Client,
     ca: String,
     stop: AtomicBool,
     /// How often something of a kind was begun.
     begun: [AtomicU64; 5],
-    open: AtomicUsize,
+    pub(super) open: AtomicUsize,
     /// Few come at once, or it is this machine's handshakes that are measured.
     doorway: Semaphore,
 }
 
 impl Stage {
-    async fn new(home: &Home) -> Arc<Self> {
+    pub(super) async fn new(home: &Home) -> Arc<Self> {
         let roots = home.write("upstream.pem", TestCa::shared().pem());
         let mut server = home
             .serve_dev(&[
@@ -120,7 +120,7 @@ impl Stage {
         })
     }
 
-    async fn workload(&self) -> Workload {
+    pub(super) async fn workload(&self) -> Workload {
         let session = self.sdk.create_session(&CreateSession::new()).await;
         let session = session.expect("a session");
         let addresses = (Some(self.server.plain()), None);
@@ -128,7 +128,7 @@ impl Stage {
     }
 
     /// Opens a tunnel with TLS in it, when it is its turn.
-    async fn tunnel(&self, workload: &Workload) -> Conn {
+    pub(super) async fn tunnel(&self, workload: &Workload) -> Conn {
         let _turn = self.doorway.acquire().await.expect("it is never closed");
         workload.connect(TARGET).await
     }

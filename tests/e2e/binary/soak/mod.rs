@@ -1,9 +1,10 @@
 //! What takes minutes: large bodies, slow ones and silent ones through the real program, with the
-//! limits as they are by default, all at once and by every pair of protocols; and, in `hostile`, those
-//! who mean harm.
+//! limits as they are by default, all at once and by every pair of protocols; in `hostile`, those who
+//! mean harm; in `fair`, what one session's flood costs another.
 //!
 //! `make soak` runs it; no other target does. `SOAK_MINUTES` says how long the slow ones take.
 
+mod fair;
 mod hostile;
 mod wire;
 
