@@ -37,6 +37,13 @@ impl Doors {
             workloads: workloads(&config.limits),
             newcomers: config.limits.unauthenticated_per_address,
         };
+        if config.limits.session_connections > limits.workloads / 2 {
+            tracing::warn!(
+                session_connections = config.limits.session_connections,
+                workloads = limits.workloads,
+                "one session may take most of the connections that workloads have together"
+            );
+        }
         let room = Room::new(&limits);
         let bind = async |key, address: Option<SocketAddr>, certificates, room: &Room| {
             let Some(address) = address else {
@@ -98,7 +105,10 @@ impl Doors {
 /// Returns how many connections workloads may have: what is left over is for the management API, and
 /// for those who have not shown yet who they are.
 fn workloads(limits: &Limits) -> usize {
-    let reserved = limits.connections.saturating_mul(limits.reserved_percent) / 100;
+    let reserved = limits
+        .connections
+        .saturating_mul(limits.reserved_percent)
+        .div_ceil(100);
     limits.connections.saturating_sub(reserved).max(1)
 }
 

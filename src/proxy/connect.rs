@@ -43,7 +43,7 @@ impl Proxy {
                 record.status(refusal.status);
                 record.decision(refusal.decision(), refusal.code);
                 drop(record);
-                let keep_alive = self.reusable(head) && !refusal.closes;
+                let keep_alive = self.reusable(head) && !refusal.closes && !self.is_stale(peer);
                 if reject::send(&mut down, &refusal, keep_alive).await.is_err() {
                     return None;
                 }

@@ -152,7 +152,7 @@ impl LocalServer {
             Ok(response) => response,
             Err(refusal) => return refuse(down, &refusal).await,
         };
-        keep_alive &= body.is_done();
+        keep_alive &= body.is_done() && !peer.newcomer.overstays(self.config.stranger_limit());
         match write(down, response, is_head, keep_alive).await {
             Ok(()) if keep_alive => After::KeepAlive,
             Ok(()) => After::Close,

@@ -79,6 +79,14 @@ pub struct Config {
     pub h2: H2Limits,
 }
 
+impl Config {
+    /// How long a connection may be there without a right credential: who has none is asked for it,
+    /// asks again with it, and needs no more.
+    fn stranger_limit(&self) -> Duration {
+        2 * self.first_byte_timeout
+    }
+}
+
 /// What one HTTP/2 connection of a workload may hold, and how often it may reset.
 #[derive(Clone, Copy, Debug)]
 pub struct H2Limits {
@@ -153,8 +161,14 @@ impl Proxy {
                 biased;
                 block = connection.read_head(wait, self.config.head_timeout) => block,
                 () = self.drain.draining() => return,
-                // Its place is somebody else's then.
-                () = peer.newcomer.orphaned() => return,
+                () = peer.newcomer.orphaned() => {
+                    // Its place is somebody else's now, but who has begun to ask is answered: it may
+                    // be another session's workload.
+                    if connection.input.is_empty() {
+                        return;
+                    }
+                    connection.read_head(wait, self.config.head_timeout).await
+                }
             };
             let parsed = block.map(|block| parse_request_within(block, &self.config.head));
             let head = match parsed {
@@ -179,6 +193,9 @@ impl Proxy {
                     After::Gone => return,
                 }
             }
+            if peer.newcomer.is_orphaned() {
+                return connection.linger(self.config.linger_timeout).await;
+            }
             // Who has shown nothing is not waited for as long.
             wait = if peer.newcomer.is_known() {
                 self.config.idle_timeout
@@ -194,6 +211,11 @@ impl Proxy {
         } else {
             self.serve_plain(down, head, peer).await
         }
+    }
+
+    /// Tells whether a connection on which nobody has shown who they are has been there long enough.
+    fn is_stale(&self, peer: &Peer) -> bool {
+        peer.newcomer.overstays(self.config.stranger_limit())
     }
 
     /// Tells whether a connection can carry another head after the refusal of this one.

@@ -54,7 +54,7 @@ impl Proxy {
         record.status(refusal.status);
         record.decision(refusal.decision(), refusal.code);
         drop(record);
-        self.refuse_plain(down, &head, &refusal).await
+        self.refuse_plain(down, &head, &refusal, peer).await
     }
 
     fn admit_plain(
@@ -93,8 +93,10 @@ impl Proxy {
         down: &mut Connection,
         head: &RequestHead,
         refusal: &Refusal,
+        peer: &Peer,
     ) -> After {
-        let keep_alive = self.reusable(head) && refusal.status != 400 && !refusal.closes;
+        let may_stay = !refusal.closes && !self.is_stale(peer);
+        let keep_alive = self.reusable(head) && refusal.status != 400 && may_stay;
         let sent = match head.method() {
             b"HEAD" => reject::send_bodyless(down, refusal, keep_alive).await,
             _ => reject::send(down, refusal, keep_alive).await,

@@ -128,6 +128,7 @@ impl Newcomers {
         Some(Newcomer(Arc::new(Place {
             strangers: Arc::clone(&self.0),
             source,
+            since: Instant::now(),
             counted: Mutex::new(Counted::Stranger),
         })))
     }
@@ -143,6 +144,7 @@ pub struct Newcomer(Arc<Place>);
 struct Place {
     strangers: Arc<Strangers>,
     source: Source,
+    since: Instant,
     counted: Mutex<Counted>,
 }
 
@@ -163,6 +165,13 @@ impl Newcomer {
     /// Tells whether a right credential was shown on the connection.
     pub fn is_known(&self) -> bool {
         !matches!(*self.0.lock(), Counted::Stranger)
+    }
+
+    /// Tells whether the connection was there for so long and nobody showed a right credential on it.
+    /// Such a one should end with the answer under way: what it is asked without one keeps it alive
+    /// otherwise, and somebody else out.
+    pub fn overstays(&self, limit: Duration) -> bool {
+        self.0.since.elapsed() > limit && !self.is_known()
     }
 
     /// Counts the connection for nobody any more: who showed a credential may have any number.
@@ -190,6 +199,11 @@ impl Newcomer {
         let over = owner.over.clone();
         place.move_to(&mut counted, Counted::Owned { seat, over, share });
         Ok(())
+    }
+
+    /// Tells whether the one it is counted for is over.
+    pub fn is_orphaned(&self) -> bool {
+        matches!(&*self.0.lock(), Counted::Owned { over, .. } if over.is_cancelled())
     }
 
     /// Waits until the one it is counted for is over. Never ends where it is counted for no owner.

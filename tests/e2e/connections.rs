@@ -4,6 +4,8 @@
 //! What a refused connection looks like to its client is checked to its end. A seat is free when the
 //! vault has seen the end of a connection, which a test waits for by asking again.
 
+use std::time::{Duration, Instant};
+
 use oshu_vault::config::Limits;
 use serde_json::json;
 
@@ -49,8 +51,9 @@ async fn is_closed_with(answer: &Answer, conn: &mut Conn, status: u16, code: &st
     assert!(answer.json()["ask"].is_string(), "{}", answer.text());
     assert_eq!(answer.header("connection"), Some("close"));
     assert!(answer.header("proxy-authenticate").is_none());
-    conn.finish().await;
+    // We close, and do not wait for the client to.
     conn.expect_end().await;
+    conn.finish().await;
 }
 
 /// Waits until a workload may have one more connection, and returns it idle.
@@ -206,4 +209,36 @@ async fn idle_connections_of_a_deleted_session_are_closed_and_no_others() {
         assert_eq!(show(&scene.workload, conn).await.status, 403);
     }
     scene.alive("a deletion").await;
+}
+
+#[tokio::test]
+async fn a_stranger_who_keeps_asking_for_what_needs_no_credential_does_not_stay() {
+    // Generous: each question must come within it.
+    const WAIT: Duration = Duration::from_secs(4);
+    let scene = scene(|limits| limits.first_byte_timeout = WAIT).await;
+    let connect = format!("CONNECT {TARGET} HTTP/1.1\r\nHost: {TARGET}\r\n\r\n");
+    let health = "GET /healthz HTTP/1.1\r\nHost: v\r\n\r\n".to_owned();
+    let mut known = idle(&scene.workload).await;
+    for (request, status) in [(connect, 407), (health.clone(), 200)] {
+        let began = Instant::now();
+        let mut conn = scene.workload.plain().await;
+        within("the last answer", async {
+            loop {
+                conn.send(request.as_str()).await;
+                let answer = conn.answer().await;
+                assert_eq!(answer.status, status);
+                if answer.header("connection") == Some("close") {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        assert!(began.elapsed() >= 2 * WAIT, "not before its time");
+        conn.expect_end().await;
+    }
+    // Who has shown a credential is no stranger, however long ago.
+    known.send(health.as_str()).await;
+    assert_eq!(known.answer().await.header("connection"), None);
+    scene.alive("strangers that stay").await;
 }
