@@ -1,8 +1,9 @@
 //! The control socket: how a command of the same user asks a running server for something.
 //!
 //! It lies beside the store's file, whose lock keeps a second server away from both. Only the
-//! owner may connect. One line is read, one line of JSON is answered; no key and no secret passes
-//! here: keys are read from where the server read them. Called by `serve` and by `seal`.
+//! owner may connect. One line is read, one line of JSON is answered, both within deadlines. No key
+//! and no secret passes here: keys are read from where the server read them. Called by `serve` and
+//! by `seal`.
 
 use std::fs::{Permissions, remove_file, set_permissions};
 use std::io;
@@ -14,6 +15,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::chain;
 use super::sealing::KeySource;
@@ -24,8 +28,12 @@ use crate::session::{Rotated, Sessions};
 const ROTATE: &str = "seal rotate";
 /// The longest line.
 const LINE_LIMIT_BYTES: u64 = 64 * 1024;
-/// How long a command has to say what it wants.
+/// How many commands may be there together.
+const COMMANDS: usize = 8;
+/// How long a command has to say what it wants, and to take its answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command waits for its answer: every session is sealed anew before that.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(15);
 
 /// Says why a server could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -69,19 +77,34 @@ impl Control {
         Ok(Self { listener, path })
     }
 
-    /// Answers one command after the other.
+    /// Answers commands; one that is slow to ask keeps no other waiting.
     pub(super) async fn serve(self, sessions: Arc<Sessions>, keys: KeySource) {
+        self.serve_with(ASK_TIMEOUT, sessions, keys).await;
+    }
+
+    async fn serve_with(self, patience: Duration, sessions: Arc<Sessions>, keys: KeySource) {
+        // Read and taken by one at a time, or keys that were read earlier would be taken later.
+        let keys = Arc::new(Mutex::new(keys));
+        let mut commands = JoinSet::new();
         loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let accepted = tokio::select! {
+                Some(done) = commands.join_next() => {
+                    if let Ok(Err(error)) = done {
+                        tracing::warn!(%error, "a command was not answered");
+                    }
+                    continue;
+                }
+                accepted = self.listener.accept(), if commands.len() < COMMANDS => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (sessions, keys) = (Arc::clone(&sessions), Arc::clone(&keys));
+                    commands.spawn(async move { answer(stream, patience, &sessions, &keys).await });
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket cannot accept");
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
                 }
-            };
-            if let Err(error) = answer(stream, &sessions, &keys).await {
-                tracing::warn!(%error, "a command was not answered");
             }
         }
     }
@@ -95,18 +118,24 @@ impl Drop for Control {
     }
 }
 
-async fn answer(mut stream: UnixStream, sessions: &Sessions, keys: &KeySource) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    patience: Duration,
+    sessions: &Sessions,
+    keys: &Mutex<KeySource>,
+) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     if peer != rustix::process::geteuid().as_raw() && peer != 0 {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let line = tokio::time::timeout(ASK_TIMEOUT, line(&mut stream)).await??;
+    let line = timeout(patience, line(&mut stream)).await??;
     let answer = match line.trim_end() {
-        ROTATE => rotate(sessions, keys).await,
+        ROTATE => rotate(sessions, &*keys.lock().await).await,
         _ => Err("the server does not know this command".to_owned()),
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": error }));
-    stream.write_all(format!("{answer}\n").as_bytes()).await
+    let answer = format!("{answer}\n");
+    timeout(patience, stream.write_all(answer.as_bytes())).await?
 }
 
 async fn rotate(sessions: &Sessions, keys: &KeySource) -> Result<Value, String> {
@@ -131,6 +160,7 @@ pub(super) fn report(ids: &[KeyId], done: &Rotated) -> Value {
         "sealed": done.sealed,
         "refused": done.refused,
         "unneeded": unneeded,
+        "changed": done.changed,
     })
 }
 
@@ -140,9 +170,12 @@ pub(super) async fn ask_to_rotate(store: &Path) -> Result<Value, Error> {
     let Ok(mut stream) = UnixStream::connect(&path).await else {
         return Err(Error::Nobody(path));
     };
-    let asked = stream.write_all(format!("{ROTATE}\n").as_bytes()).await;
-    asked.map_err(Error::Silent)?;
-    let line = line(&mut stream).await.map_err(Error::Silent)?;
+    let asked = timeout(ANSWER_TIMEOUT, async {
+        stream.write_all(format!("{ROTATE}\n").as_bytes()).await?;
+        line(&mut stream).await
+    });
+    let asked = asked.await.map_err(|late| Error::Silent(late.into()))?;
+    let line = asked.map_err(Error::Silent)?;
     let answer: Value = serde_json::from_str(&line).map_err(|error| Error::Silent(error.into()))?;
     match answer.get("error").and_then(Value::as_str) {
         Some(error) => Err(Error::Refused(error.to_owned())),
@@ -156,5 +189,70 @@ async fn line(stream: &mut UnixStream) -> io::Result<String> {
     match reader.read_line(&mut line).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Sink;
+    use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
+    use crate::seal::Keyring;
+    use crate::secret::Secret;
+    use crate::session::Options;
+    use crate::store::Memory;
+
+    fn sessions(keyring: Keyring) -> Arc<Sessions> {
+        let options = Options {
+            catalogue: Arc::new(Catalogue::builtin()),
+            token_endpoints: known_token_endpoints(),
+            unscoped_secrets: false,
+            any_port: false,
+        };
+        let rules = Arc::new(AddressRules::new(Vec::new(), false));
+        let store = Arc::new(Memory::new());
+        Arc::new(Sessions::new(
+            store,
+            keyring,
+            options,
+            rules,
+            Sink::discard(),
+        ))
+    }
+
+    #[tokio::test]
+    async fn whoever_says_nothing_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("sessions.redb");
+        let control = Control::open(&store).unwrap();
+        let key = Secret::new(Keyring::fresh_key().as_bytes().to_vec());
+        let sessions = sessions(Keyring::parse(key.expose()).unwrap());
+        let hour = Duration::from_hours(1);
+        let serving = tokio::spawn(control.serve_with(hour, sessions, KeySource::Given(key)));
+        let mut silent = Vec::new();
+        for _ in 1..COMMANDS {
+            silent.push(UnixStream::connect(socket(&store)).await.unwrap());
+        }
+        let asked = timeout(Duration::from_mins(2), ask_to_rotate(&store)).await;
+        let answer = asked.expect("an answer at once").unwrap();
+        assert_eq!(answer["sealed"], 0, "{answer}");
+        for stream in &mut silent {
+            stream.write_all(b"make tea\n").await.unwrap();
+            let answer = line(stream).await.unwrap();
+            assert!(answer.contains("does not know"), "{answer}");
+        }
+        serving.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_answers_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("sessions.redb");
+        let _control = Control::open(&store).unwrap();
+        let error = ask_to_rotate(&store).await.unwrap_err();
+        let Error::Silent(cause) = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(cause.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -15,6 +15,7 @@ mod env;
 mod folder;
 mod grammar;
 mod healthcheck;
+mod key_file;
 mod proxy_from;
 mod run;
 mod seal;

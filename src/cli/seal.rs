@@ -3,21 +3,15 @@
 //! A rotation is done by the server that has the store open, or here where none has. A new key goes
 //! to the top of the file, and none is ever taken out: which ones are needed no more is told.
 
-use std::fs::{File, OpenOptions, rename};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 use super::control::{self, ask_to_rotate, report};
+use super::key_file::KeyFile;
 use super::sealing::{self, KeySource, SEAL_KEY_FILE};
 use super::{Exit, print};
 use crate::config::{Config, Flags, Source, state_dir};
-use crate::id::fill_random;
-use crate::seal::Keyring;
 use crate::session::rotate_offline;
 
 /// What is asked about the sealing keys.
@@ -69,17 +63,45 @@ async fn rotate(flags: Flags, new_key: bool) -> Result<(), Exit> {
     }
     let keys = KeySource::of(&config);
     if new_key {
-        add_key(&keys).await?;
+        return rotate_to_new(&store, &keys).await;
     }
-    match ask_to_rotate(&store).await {
-        Ok(answer) => tell(&answer),
-        Err(control::Error::Nobody(_)) => rotate_here(store, &keys).await,
+    tell(&reseal(&store, &keys).await?)
+}
+
+/// Puts a fresh key on top of the file, and seals everything under it. A key that an earlier
+/// attempt left there is taken instead, where nothing was sealed under it so far.
+async fn rotate_to_new(store: &Path, keys: &KeySource) -> Result<(), Exit> {
+    let KeySource::File { path, .. } = keys else {
+        return Err(Exit::usage(
+            "error: --new-key expects the keys in a file; put the new key first where yours come \
+             from"
+                .to_owned(),
+        ));
+    };
+    let failed = |error: &dyn std::error::Error| Exit::startup(error);
+    // Kept to the end: another rotation would put its key on top of what was read here.
+    let file = KeyFile::lock(path).map_err(|error| failed(&error))?;
+    // Nothing is added while the store cannot be sealed anew.
+    let before = reseal(store, keys).await?;
+    if before.get("changed") == Some(&Value::Bool(true)) {
+        return tell(&before);
+    }
+    let text = keys.text().await.map_err(|error| failed(&error))?;
+    file.add_key(&text).map_err(|error| failed(&error))?;
+    tell(&reseal(store, keys).await?)
+}
+
+/// Seals everything under the first key, by the server that has the store open or here.
+async fn reseal(store: &Path, keys: &KeySource) -> Result<Value, Exit> {
+    match ask_to_rotate(store).await {
+        Ok(answer) => Ok(answer),
+        Err(control::Error::Nobody(_)) => rotate_here(store.to_owned(), keys).await,
         Err(error) => Err(Exit::startup(&error)),
     }
 }
 
 /// Rotates the keys of a store that no server has open.
-async fn rotate_here(store: PathBuf, keys: &KeySource) -> Result<(), Exit> {
+async fn rotate_here(store: PathBuf, keys: &KeySource) -> Result<Value, Exit> {
     let startup = |error: &dyn std::error::Error| Exit::startup(error);
     let keyring = keys.read().await.map_err(|error| startup(&error))?;
     let store = sealing::open(store)
@@ -90,46 +112,7 @@ async fn rotate_here(store: PathBuf, keys: &KeySource) -> Result<(), Exit> {
     let done = done.map_err(|error| startup(&error))?;
     closed.map_err(|error| startup(&error))?;
     let ids: Vec<_> = keyring.ids().collect();
-    tell(&report(&ids, &done))
-}
-
-/// Puts a fresh key on top of the file, which is replaced whole.
-async fn add_key(keys: &KeySource) -> Result<(), Exit> {
-    let KeySource::File { path, .. } = keys else {
-        return Err(Exit::usage(
-            "error: --new-key expects the keys in a file; put the new key first where yours come \
-             from"
-                .to_owned(),
-        ));
-    };
-    let before = keys.text().await.map_err(|error| Exit::startup(&error))?;
-    let fresh = Keyring::fresh_key();
-    let mut text = Zeroizing::new(Vec::with_capacity(fresh.len() + 1 + before.len()));
-    text.extend_from_slice(fresh.as_bytes());
-    text.push(b'\n');
-    text.extend_from_slice(before.expose());
-    replace(path, &text)
-        .map_err(|error| Exit::failed(&format!("{} cannot be written: {error}", path.display())))
-}
-
-/// Replaces a file of the owner's alone: whole or not at all, and for good.
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut bytes = [0; 8];
-    fill_random(&mut bytes);
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}.new", HEXLOWER.encode(&bytes)));
-    let mut options = OpenOptions::new();
-    let file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&fresh);
-    let mut file = file?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    rename(&fresh, path)?;
-    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    Ok(report(&ids, &done))
 }
 
 fn tell(answer: &Value) -> Result<(), Exit> {

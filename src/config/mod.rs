@@ -25,7 +25,7 @@ use crate::upstream::UpstreamProxy;
 
 pub use check::state_dir;
 pub use settings::{SETTINGS, Setting, Shape};
-pub use source::{Disk, FileContent, Files, Flags, Source};
+pub use source::{Disk, FileContent, Files, Flags, SEAL_KEYS_LIMIT_BYTES, Source};
 
 /// The commented configuration file with every setting at its default.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");

@@ -21,6 +21,8 @@ use super::value::Item;
 pub(super) const FILE_LIMIT_BYTES: u64 = 1 << 20;
 /// The most bytes of a key file: the longest key and a line end fit many times.
 const KEY_FILE_LIMIT_BYTES: u64 = 4096;
+/// The most bytes of a file of sealing keys: each rotation adds one, about a thousand fit.
+pub const SEAL_KEYS_LIMIT_BYTES: u64 = 64 * 1024;
 /// The permission bits of everybody but the owner.
 const MODE_OF_OTHERS: u32 = 0o077;
 
@@ -164,14 +166,14 @@ impl Source {
     /// # Errors
     /// What would have been right; never what the file holds.
     pub fn read_seal_keys(&self, path: &Path) -> Result<Secret, String> {
-        let mut bytes = self.read_of_owner(path)?.bytes;
+        let mut bytes = self.read_of_owner(path, SEAL_KEYS_LIMIT_BYTES)?.bytes;
         Ok(Secret::new(std::mem::take(&mut *bytes)))
     }
 
-    fn read_of_owner(&self, path: &Path) -> Result<FileContent, String> {
+    fn read_of_owner(&self, path: &Path, limit: u64) -> Result<FileContent, String> {
         let content = self
             .files
-            .read(path, KEY_FILE_LIMIT_BYTES)
+            .read(path, limit)
             .map_err(|error| format!("names a file that cannot be read: {}", error.kind()))?;
         if content.mode & MODE_OF_OTHERS != 0 {
             return Err("names a file that others than its owner may use: chmod 600".to_owned());
@@ -180,7 +182,7 @@ impl Source {
     }
 
     fn read_private<T: Item>(&self, path: &Path) -> Result<T, String> {
-        let content = self.read_of_owner(path)?;
+        let content = self.read_of_owner(path, KEY_FILE_LIMIT_BYTES)?;
         let bytes = content.bytes.as_slice();
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);

@@ -30,6 +30,8 @@ pub struct Rotated {
     pub refused: usize,
     /// The keys that rows still need which could not be sealed anew, besides the current one.
     pub needed: BTreeSet<KeyId>,
+    /// Whether the current key became that of the store by this: another one was before.
+    pub changed: bool,
 }
 
 impl Rotated {
@@ -96,6 +98,7 @@ impl Sessions {
         }
         if is_proof_old {
             self.prove().await?;
+            done.changed = true;
         }
         Ok(done)
     }
@@ -157,11 +160,17 @@ pub async fn rotate_offline(store: &dyn Store, keyring: &Keyring) -> Result<Rota
             .map_err(Error::Keys)?;
     }
     let mut done = Rotated::default();
-    for (key, row) in old {
-        done.count(seal_stored(store, keyring, key, row).await?);
+    {
+        // Together, so that the store commits them in groups.
+        let work = stream::iter(old).map(|(key, row)| seal_stored(store, keyring, key, row));
+        let mut work = work.buffer_unordered(TOGETHER);
+        while let Some(outcome) = work.next().await {
+            done.count(outcome?);
+        }
     }
     for (key, row) in proof {
         seal_stored(store, keyring, key, row).await?;
+        done.changed = true;
     }
     Ok(done)
 }

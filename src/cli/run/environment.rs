@@ -11,15 +11,13 @@ use std::os::unix::ffi::OsStrExt;
 use super::secrets::{Known, holds};
 use crate::cli::spec::SecretFrom;
 use crate::client_env::ClientEnv;
+use crate::config::{SETTINGS, Setting};
 use crate::secret::Secret;
 
-/// Variables that hold keys to a vault: with one of them the command could widen its own session.
-const OURS: &[&str] = &[
-    "SECRETS_PROXY_API_KEY",
-    "SECRETS_PROXY_API_KEY_FILE",
-    "OSHU_VAULT_ADMIN_KEY",
-];
-/// The start of the names of our settings, some of which are secrets.
+/// Variables that hold keys to a vault and are no settings of this version: with one of them the
+/// command could widen its own session. Those of settings are told by [`SETTINGS`].
+const OURS: &[&str] = &["OSHU_VAULT_ADMIN_KEY"];
+/// The start of the names of our settings, those of other versions among them.
 const OUR_SETTINGS: &str = "OSHU_VAULT__";
 
 /// A variable that is not passed on because of its value.
@@ -50,8 +48,10 @@ impl Environment {
             };
             name == variable.as_str() || name == secret.flag.name.as_str()
         };
+        let settings: Vec<String> = SETTINGS.iter().filter_map(Setting::variable).collect();
         let is_ours = |name: &OsStr| {
             OURS.iter().any(|known| name == *known)
+                || settings.iter().any(|known| name == known.as_str())
                 || name.as_bytes().starts_with(OUR_SETTINGS.as_bytes())
         };
         let found = |value: &OsStr| {
@@ -140,6 +140,8 @@ mod tests {
             ("COPY_OF_KEY", "canary-four"),
             ("PATH", "/bin"),
             ("SECRETS_PROXY_API_KEY", "k"),
+            ("SECRETS_PROXY_API_KEY_FILE", "/k"),
+            ("OSHU_VAULT_SEAL_KEY", "k"),
             ("OSHU_VAULT_ADMIN_KEY", "k"),
             ("OSHU_VAULT__GATEWAY__API_KEY", "k"),
             ("SSL_CERT_DIR", "/certs"),
@@ -175,5 +177,14 @@ mod tests {
         );
         assert_eq!(environment.variable("PATH"), Some("/bin".into()));
         assert_eq!(environment.variable("COPY"), None);
+    }
+
+    #[test]
+    fn no_variable_of_a_setting_is_passed_on() {
+        let names: Vec<String> = SETTINGS.iter().filter_map(Setting::variable).collect();
+        assert!(names.iter().any(|name| name == "OSHU_VAULT_SEAL_KEY"));
+        let list = names.iter().map(|name| (name.into(), "k".into()));
+        let (environment, dropped) = Environment::stripped(list, &[], None);
+        assert_eq!((environment.iter().count(), dropped), (0, Vec::new()));
     }
 }

@@ -46,11 +46,19 @@ fn sealed(sealed: usize) -> Rotated {
     }
 }
 
+/// The same, where another key was that of the store before.
+fn changed(rotated: Rotated) -> Rotated {
+    Rotated {
+        changed: true,
+        ..rotated
+    }
+}
+
 #[tokio::test]
 async fn everything_comes_under_the_new_key_while_it_is_used() {
     let (world, all) = world(5).await;
     let rotated = world.sessions.rotate(keys(&[NEW, OLD])).await.unwrap();
-    assert_eq!(rotated, sealed(5));
+    assert_eq!(rotated, changed(sealed(5)));
     assert_eq!(under(&world).await, [(KeyId::new(2), 6)]);
     world.create(one_secret()).await;
     assert_eq!(under(&world).await, [(KeyId::new(2), 7)]);
@@ -101,7 +109,10 @@ async fn an_interrupted_rotation_goes_on() {
     world.store.fail(true);
     after.sessions.resume_rotation().await.unwrap_err();
     world.store.fail(false);
-    assert_eq!(after.sessions.resume_rotation().await.unwrap(), sealed(2));
+    assert_eq!(
+        after.sessions.resume_rotation().await.unwrap(),
+        changed(sealed(2))
+    );
     assert_eq!(under(&world).await, [(KeyId::new(2), 5)]);
 }
 
@@ -181,6 +192,7 @@ async fn refused_rows_are_counted_kept_and_name_their_keys() {
         sealed: 1,
         refused: 2,
         needed: BTreeSet::from([KeyId::new(1)]),
+        changed: true,
     };
     let after = world.restarted(keys(&[NEW, OLD]));
     assert_eq!(after.sessions.load().await.unwrap().refused, 2);
@@ -195,10 +207,31 @@ async fn a_store_that_nobody_serves_is_rotated_as_well() {
     assert!(matches!(error, Err(Error::Keys(_))), "{error:?}");
     let both = keys(&[NEW, OLD]);
     let rotated = rotate_offline(world.store.as_ref(), &both).await;
-    assert_eq!(rotated.unwrap(), sealed(3));
+    assert_eq!(rotated.unwrap(), changed(sealed(3)));
     assert_eq!(under(&world).await, [(KeyId::new(2), 4)]);
     let again = rotate_offline(world.store.as_ref(), &both).await;
     assert_eq!(again.unwrap(), sealed(0));
     let after = world.restarted(keys(&[NEW]));
     assert_eq!(after.sessions.load().await.unwrap().live, 3);
+}
+
+#[tokio::test]
+async fn rows_go_to_a_store_that_nobody_serves_together() {
+    let (world, _all) = world(5).await;
+    world.store.hold();
+    let store = Arc::clone(&world.store);
+    let rotation =
+        tokio::spawn(async move { rotate_offline(store.as_ref(), &keys(&[NEW, OLD])).await });
+    let arrived = async {
+        for _ in 0..5 {
+            world.store.holding().await;
+        }
+    };
+    let arrived = tokio::time::timeout(MINUTE, arrived).await;
+    arrived.expect("no row waits for another");
+    assert_eq!(under(&world).await, [(KeyId::new(1), 6)]);
+    world.store.release();
+    world.store.released.add_permits(4);
+    assert_eq!(rotation.await.unwrap().unwrap(), changed(sealed(5)));
+    assert_eq!(under(&world).await, [(KeyId::new(2), 6)]);
 }

@@ -5,6 +5,7 @@
 //! every call is caught. It must never begin anew where a file is there. Called by the thread that
 //! owns the file.
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fs::{File as StdFile, OpenOptions, hard_link, remove_file};
 use std::io;
@@ -16,7 +17,7 @@ use data_encoding::HEXLOWER;
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    StorageBackend, StorageError, TableDefinition, WriteTransaction,
+    StorageBackend, StorageError, TableDefinition, TableError, TransactionError, WriteTransaction,
 };
 
 use super::writer::Change;
@@ -46,8 +47,8 @@ pub(super) type Cause = Box<dyn StdError + Send + Sync>;
 /// Opens the file that is there.
 pub(super) type Opener = Box<dyn Fn(&Path) -> Result<File, Error> + Send>;
 
-/// The open file.
-pub(super) struct File(Database);
+/// The open file; there is a database in it until it is dropped.
+pub(super) struct File(Option<Database>);
 
 /// Makes the file where there is none: whole or not at all, and readable by its owner alone.
 pub(super) fn make(path: &Path) -> Result<(), Error> {
@@ -145,12 +146,13 @@ pub(super) fn open_with<B: StorageBackend>(
     let database = opened
         .map_err(corrupt)?
         .map_err(|error| refusal(path, error))?;
+    let opened = File(Some(database));
     let format = caught(|| {
-        let meta = database.begin_read()?.open_table(META)?;
+        let meta = opened.database()?.begin_read()?.open_table(META)?;
         Ok(meta.get(FORMAT_KEY)?.map(|format| format.value()))
     });
     match format.map_err(corrupt)? {
-        Some(FORMAT) => Ok(File(database)),
+        Some(FORMAT) => Ok(opened),
         _ => Err(corrupt("its format is not known".into())),
     }
 }
@@ -160,10 +162,7 @@ fn refusal(path: &Path, error: DatabaseError) -> Error {
     let path = path.to_owned();
     match error {
         DatabaseError::DatabaseAlreadyOpen => Error::InUse(path),
-        DatabaseError::Storage(StorageError::Io(source))
-            if ![io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof]
-                .contains(&source.kind()) =>
-        {
+        DatabaseError::Storage(StorageError::Io(source)) if !is_damage(&source) => {
             Error::File { path, source }
         }
         error => Error::Corrupt {
@@ -173,14 +172,66 @@ fn refusal(path: &Path, error: DatabaseError) -> Error {
     }
 }
 
+/// Tells an error of reading that comes from what is read, not from what it is read by.
+fn is_damage(error: &io::Error) -> bool {
+    [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof].contains(&error.kind())
+}
+
+/// Tells whether the disk did not answer, so that nothing is known of what lies there.
+fn is_of_disk(cause: &Cause) -> bool {
+    let storage = cause.downcast_ref::<StorageError>();
+    let storage = storage.or_else(|| match cause.downcast_ref()? {
+        TransactionError::Storage(error) => Some(error),
+        _ => None,
+    });
+    let storage = storage.or_else(|| match cause.downcast_ref()? {
+        TableError::Storage(error) => Some(error),
+        _ => None,
+    });
+    match storage {
+        Some(StorageError::Io(error)) => !is_damage(error),
+        Some(StorageError::PreviousIo | StorageError::DatabaseClosed) => true,
+        _ => false,
+    }
+}
+
+/// Says why a file that is open could not be read.
+pub(super) fn unread(path: &Path, source: Cause) -> Error {
+    if is_of_disk(&source) {
+        return Error::Unavailable(source);
+    }
+    Error::Corrupt {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl Drop for File {
+    /// Closes the file: the library writes then, and a damaged page can make it panic.
+    fn drop(&mut self) {
+        let database = self.0.take();
+        let dropped = caught(|| {
+            drop(database);
+            Ok(())
+        });
+        if let Err(error) = dropped {
+            tracing::warn!(%error, "the store's file was not closed in order");
+        }
+    }
+}
+
 impl File {
+    fn database(&self) -> Result<&Database, Cause> {
+        self.0.as_ref().ok_or_else(|| "it is closed".into())
+    }
+
     /// Does all of the changes or none, durably. Returns for each whether there was a row.
     pub(super) fn apply<'a>(
         &self,
         changes: impl Iterator<Item = &'a Change>,
     ) -> Result<Vec<bool>, Cause> {
         caught(|| {
-            let change = durable(&self.0)?;
+            let change = durable(self.database()?)?;
             let mut found = Vec::new();
             {
                 let mut sessions = change.open_table(SESSIONS)?;
@@ -218,7 +269,7 @@ impl File {
     /// Writes something that nobody reads, to see whether changes can be made.
     pub(super) fn probe(&self) -> Result<(), Cause> {
         caught(|| {
-            let change = durable(&self.0)?;
+            let change = durable(self.database()?)?;
             {
                 let mut meta = change.open_table(META)?;
                 let before = meta.get(PROBE_KEY)?.map_or(0, |value| value.value());
@@ -231,7 +282,7 @@ impl File {
     /// Reads one row.
     pub(super) fn get(&self, key: &RowKey) -> Result<Option<Row>, Cause> {
         caught(|| {
-            let (key, read) = (encode(key), self.0.begin_read()?);
+            let (key, read) = (encode(key), self.database()?.begin_read()?);
             let Some(sealed) = read.open_table(SESSIONS)?.get(key.as_slice())? else {
                 return Ok(None);
             };
@@ -246,8 +297,14 @@ impl File {
     /// Reads all rows.
     pub(super) fn load(&self) -> Result<Rows, Cause> {
         caught(|| {
-            let read = self.0.begin_read()?;
+            let read = self.database()?.begin_read()?;
             let (sessions, used) = (read.open_table(SESSIONS)?, read.open_table(USED)?);
+            // Not looked up one by one: a key that was damaged would hide others from a search.
+            let mut last_uses = HashMap::new();
+            for entry in used.iter()? {
+                let (bytes, last_used) = entry?;
+                last_uses.insert(bytes.value().to_vec(), last_used.value());
+            }
             let mut all = Rows::default();
             let mut count = 0;
             for entry in sessions.iter()? {
@@ -257,10 +314,10 @@ impl File {
                     all.strange.push(bytes.value().escape_ascii().to_string());
                     continue;
                 };
-                let last_used = used.get(bytes.value())?;
+                let last_used = last_uses.get(bytes.value());
                 let row = Row {
                     sealed: sealed.value().to_vec(),
-                    last_used: last_used.map_or(0, |used| used.value()),
+                    last_used: last_used.copied().unwrap_or_default(),
                 };
                 all.rows.push((key, row));
             }

@@ -12,6 +12,9 @@ use super::file::open_with;
 use super::*;
 use crate::id::{SessionId, TenantId};
 
+/// How long a machine under load may take for what happens at once elsewhere.
+const PATIENCE: Duration = Duration::from_mins(2);
+
 fn key() -> RowKey {
     RowKey {
         tenant: TenantId::new("acme"),
@@ -42,16 +45,27 @@ impl Place {
     }
 }
 
-/// A file whose writes fail while the test wants it.
+/// What is wrong with a disk while the test wants it.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Writes fail.
+    broken: AtomicBool,
+    /// Reads fail.
+    blind: AtomicBool,
+    /// Closing panics, once.
+    mad: AtomicBool,
+}
+
+/// A file with faults.
 #[derive(Debug)]
 struct Faulty {
     file: FileBackend,
-    broken: Arc<AtomicBool>,
+    faults: Arc<Faults>,
 }
 
 impl Faulty {
     fn obey(&self) -> Result<(), io::Error> {
-        if self.broken.load(Ordering::SeqCst) {
+        if self.faults.broken.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -64,6 +78,9 @@ impl StorageBackend for Faulty {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        if self.faults.blind.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no answer from the disk"));
+        }
         self.file.read(offset, out)
     }
 
@@ -83,22 +100,42 @@ impl StorageBackend for Faulty {
     }
 
     fn close(&self) -> Result<(), io::Error> {
+        let is_mad = self.faults.mad.swap(false, Ordering::SeqCst);
+        assert!(!is_mad, "the test wants a panic");
         self.file.close()
     }
 }
 
-fn faulty(place: &Place) -> (Disk, Arc<AtomicBool>) {
-    let broken = Arc::new(AtomicBool::new(false));
-    let shared = Arc::clone(&broken);
+fn faulty(place: &Place) -> (Disk, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    let shared = Arc::clone(&faults);
     let opener: Opener = Box::new(move |path| {
-        let broken = Arc::clone(&shared);
+        let faults = Arc::clone(&shared);
         open_with(path, |file| {
             let file = FileBackend::new(file)?;
-            Ok(Faulty { file, broken })
+            Ok(Faulty { file, faults })
         })
     });
     file::make(&place.path()).unwrap();
-    (Disk::with(&place.path(), opener).unwrap(), broken)
+    (Disk::with(&place.path(), opener).unwrap(), faults)
+}
+
+/// Waits until a store takes changes again, of its own accord.
+async fn healed(disk: &Disk) {
+    let healed = async {
+        while disk.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, healed).await.unwrap();
+}
+
+/// Opens a store that may be damaged and reads everything; the file is closed afterwards.
+async fn read_all(place: &Place) -> Result<Rows, Error> {
+    let disk = Disk::open(&place.path())?;
+    let rows = disk.load().await;
+    disk.close();
+    rows
 }
 
 #[tokio::test]
@@ -149,23 +186,58 @@ async fn many_changes_at_once_are_all_done() {
 #[tokio::test]
 async fn a_disk_that_was_full_heals_by_itself() {
     let place = Place::new();
-    let (disk, broken) = faulty(&place);
+    let (disk, faults) = faulty(&place);
     let (before, during, after) = (key(), key(), key());
     disk.put(&before, row("before")).await.unwrap();
-    broken.store(true, Ordering::SeqCst);
+    faults.broken.store(true, Ordering::SeqCst);
     let failed = disk.put(&during, row("during")).await;
     assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
     disk.health().unwrap_err();
     // Nobody asks for a change: the thread finds out on its own.
-    broken.store(false, Ordering::SeqCst);
-    while disk.health().is_err() {
-        tokio::task::yield_now().await;
-    }
+    faults.broken.store(false, Ordering::SeqCst);
+    healed(&disk).await;
     disk.put(&after, row("after")).await.unwrap();
     disk.close();
     let rows = place.open().load().await.unwrap().rows;
     let keys: Vec<_> = rows.into_iter().map(|(key, _)| key).collect();
     assert!(keys.contains(&before) && keys.contains(&after) && !keys.contains(&during));
+}
+
+#[tokio::test]
+async fn a_disk_that_was_not_to_be_read_is_read_again_later() {
+    let place = Place::new();
+    let disk = place.open();
+    // More than the library keeps in memory when it opens the file.
+    let keys: Vec<RowKey> = (0..40).map(|_| key()).collect();
+    for key in &keys {
+        disk.put(key, row(vec![5; 1 << 20])).await.unwrap();
+    }
+    disk.close();
+    let (disk, faults) = faulty(&place);
+    faults.blind.store(true, Ordering::SeqCst);
+    let failed = disk.load().await.map(|all| all.rows.len());
+    assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+    let failed = disk.get(&keys[0]).await.map(|row| row.is_some());
+    assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+    faults.blind.store(false, Ordering::SeqCst);
+    assert!(disk.get(&keys[0]).await.unwrap().is_some());
+    assert_eq!(disk.load().await.unwrap().rows.len(), 40);
+    disk.close();
+}
+
+#[tokio::test]
+async fn a_panic_while_the_file_is_closed_ends_nothing() {
+    let place = Place::new();
+    let (disk, faults) = faulty(&place);
+    faults.broken.store(true, Ordering::SeqCst);
+    faults.mad.store(true, Ordering::SeqCst);
+    let failed = disk.put(&key(), row("during")).await;
+    assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+    assert!(!faults.mad.load(Ordering::SeqCst), "the file was closed");
+    faults.broken.store(false, Ordering::SeqCst);
+    healed(&disk).await;
+    disk.put(&key(), row("after")).await.unwrap();
+    disk.close();
 }
 
 #[tokio::test]
@@ -216,25 +288,31 @@ async fn a_store_that_was_cut_off_never_looks_empty() {
     let whole = fs::read(place.path()).unwrap();
     for part in [1, 2, 3, 5, 8, 13, 21, 34, 55, 89] {
         fs::write(place.path(), &whole[..whole.len() * part / 100]).unwrap();
-        let rows = match Disk::open(&place.path()) {
-            Ok(disk) => disk.load().await.map(|all| all.rows.len()),
-            Err(error) => Err(error),
-        };
-        assert!(rows.is_err(), "{part} %: {rows:?}");
+        let rows = read_all(&place).await.map(|all| all.rows.len());
+        assert!(
+            matches!(rows, Err(Error::Corrupt { .. })),
+            "{part} %: {rows:?}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_flipped_bit_is_told_or_changes_one_row() {
+async fn a_flipped_bit_is_told_or_spoils_one_page() {
     let place = Place::new();
     let disk = place.open();
-    let keys: Vec<RowKey> = (0..100).map(|_| key()).collect();
+    // The same file in every run: what the library does about a bit must not be a matter of luck.
+    let named = |number: u32| RowKey {
+        tenant: TenantId::new("acme"),
+        session: SessionId::parse(&format!("sess_{:032x}", u128::from(number) << 120)).unwrap(),
+    };
+    let keys: Vec<RowKey> = (0..100).map(named).collect();
     for key in &keys {
         disk.put(key, row(vec![5; 500])).await.unwrap();
     }
     disk.close();
     let length = fs::metadata(place.path()).unwrap().len();
     let whole = fs::read(place.path()).unwrap();
+    let mut read = 0;
     for step in 0..150 {
         let at = length * step / 150 + step;
         fs::write(place.path(), &whole).unwrap();
@@ -248,16 +326,21 @@ async fn a_flipped_bit_is_told_or_changes_one_row() {
         byte[0] ^= 0x10;
         file.write_all_at(&byte, at).unwrap();
         drop(file);
-        let rows = match Disk::open(&place.path()) {
-            Ok(disk) => disk.load().await,
-            Err(error) => Err(error),
+        let all = match read_all(&place).await {
+            Ok(all) => all,
+            Err(Error::Corrupt { .. }) => continue,
+            Err(error) => panic!("at {at}: {error:?}"),
         };
-        let Ok(all) = rows else { continue };
+        read += 1;
         assert_eq!(all.rows.len() + all.strange.len(), 100, "at {at}");
+        // What stands in a page's own list may spoil the page, seven rows of this size; of a spoilt
+        // row the seal tells. Last uses stand in clear, and what they can do is bounded elsewhere.
         let same = all
             .rows
             .iter()
-            .filter(|(key, it)| keys.contains(key) && it.sealed == [5; 500] && it.last_used == 7);
-        assert!(same.count() >= 99, "at {at}");
+            .filter(|(key, it)| keys.contains(key) && it.sealed == [5; 500]);
+        assert!(same.count() >= 100 - 7, "at {at}");
     }
+    // Most bits are in no page that is read: where all were refused, nothing was shown.
+    assert!((50..150).contains(&read), "{read}");
 }

@@ -1,6 +1,6 @@
 //! The thread that owns the file: takes changes in groups, commits each group once, answers.
 //!
-//! After an error of the disk the library takes nothing more until the file is opened again, so
+//! After an error of the disk the library does nothing more until the file is opened again, so
 //! that is done at once and then with growing pauses: a disk that was full heals by itself. A group
 //! that failed is tried again change by change, once. It must never answer before the commit.
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot::Sender;
 
-use super::file::{Cause, File, Opener};
+use super::file::{Cause, File, Opener, unread};
 use crate::store::{Error, Row, RowKey, Rows};
 
 /// The most changes of one commit, and the most bytes of sealed records after which no other joins.
@@ -157,10 +157,12 @@ impl Writer {
     }
 
     fn read<T>(&mut self, read: impl Fn(&File) -> Result<T, Cause>) -> Result<T, Error> {
-        let path = self.path.clone();
-        let corrupt = |source| Error::Corrupt { path, source };
-        let file = self.opened()?;
-        read(file).map_err(corrupt)
+        let done = read(self.opened()?);
+        // The library reads nothing more after an error of the disk, whatever it was.
+        done.map_err(|cause| {
+            self.file = None;
+            unread(&self.path, cause)
+        })
     }
 
     /// Makes a group of changes durable, all at once or, after a failure, one by one.

@@ -23,6 +23,14 @@ impl Place {
         mode(&path, 0o600);
     }
 
+    /// Returns the names of all files of the state directory, in order.
+    fn names(&self) -> Vec<std::ffi::OsString> {
+        let entries = fs::read_dir(self.home.state("")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
     async fn rotate(&self, more: &[&str]) -> Value {
         let line = [&["seal", "rotate"], more].concat();
         self.home.run(&line).await.expect(0).json()
@@ -172,12 +180,13 @@ async fn keys_are_rotated_while_serving_and_the_old_one_can_go() {
     for _ in 0..5 {
         all.push(place.create(&server).await);
     }
-    let old = place.keys();
+    let (old, names) = (place.keys(), place.names());
     let done = place.rotate(&["--new-key"]).await;
     let keys = place.keys();
     assert!(keys.ends_with(&old) && keys.lines().count() == 2);
     assert_eq!(mode_of(&place.home.state("seal.key")), 0o600);
     assert_eq!((&done["sealed"], &done["refused"]), (&5.into(), &0.into()));
+    assert_eq!((&done["changed"], &place.names()), (&true.into(), &names));
     assert_eq!(done["unneeded"].as_array().unwrap().len(), 1);
     all.push(place.create(&server).await);
     for made in &all {
@@ -230,6 +239,62 @@ async fn an_interrupted_rotation_goes_on_at_the_next_start() {
     place.set_keys(&new);
     let server = place.serve().await;
     place.works(&server, &all[0]).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_nothing_was_sealed_under_is_taken_before_another_is_made() {
+    let place = Place::new().await;
+    let server = place.serve().await;
+    let made = place.create(&server).await;
+    // An earlier attempt got as far as the file.
+    let keys = format!("{}\n{}", "33".repeat(32), place.keys());
+    place.set_keys(&keys);
+    let done = place.rotate(&["--new-key"]).await;
+    assert_eq!(
+        (&done["sealed"], &done["changed"]),
+        (&1.into(), &true.into())
+    );
+    assert_eq!(place.keys(), keys);
+    // The next one is a fresh one.
+    let before = place.keys();
+    place.rotate(&["--new-key"]).await;
+    let keys = place.keys();
+    assert!(keys.ends_with(&before) && keys.lines().count() == 3);
+    kill(server).await;
+    let keys = format!("{}\n{keys}", "44".repeat(32));
+    place.set_keys(&keys);
+    let done = place.rotate(&["--new-key"]).await;
+    assert_eq!(
+        (&done["sealed"], &done["changed"]),
+        (&1.into(), &true.into())
+    );
+    assert_eq!(place.keys(), keys);
+    let server = place.serve().await;
+    place.works(&server, &made).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn rotations_at_once_lose_no_key() {
+    let place = Place::new().await;
+    let server = place.serve().await;
+    let made = place.create(&server).await;
+    let line = ["seal", "rotate", "--new-key"];
+    let all = (0..4).map(|_| place.home.run(&line));
+    let mut done = 0;
+    for ended in futures_util::future::join_all(all).await {
+        if ended.code == Some(0) {
+            done += 1;
+        } else {
+            ended.complains(1, &["another `seal rotate --new-key` is at work"]);
+        }
+    }
+    assert!(done > 0);
+    assert_eq!(place.keys().lines().count(), 1 + done, "one for each");
+    kill(server).await;
+    let server = place.serve().await;
+    place.works(&server, &made).await;
     server.stop().await;
 }
 
