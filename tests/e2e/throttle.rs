@@ -232,3 +232,54 @@ async fn connections_without_a_credential_are_few_for_each_address_and_others_no
     .await;
     scene.alive("connections without a credential").await;
 }
+
+#[tokio::test]
+async fn addresses_add_up_for_strangers_and_never_for_a_session() {
+    let scene = scene(|limits| {
+        limits.unauthenticated_per_address = FEW;
+        limits.session_connections = FEW;
+    })
+    .await;
+    let address = scene.vault.plain_addr();
+    let health = "GET /healthz HTTP/1.1\r\nHost: v\r\n\r\n";
+    // Strangers: each address has its own, whatever the others hold, and no more than its own.
+    let mut held = Vec::new();
+    for host in 3..7 {
+        for _ in 0..FEW {
+            let mut conn = dial_from(host, address).await;
+            conn.send(health).await;
+            assert_eq!(conn.answer().await.status, 200, "127.0.0.{host}");
+            held.push(conn);
+        }
+    }
+    for host in 3..7 {
+        let mut over = dial_from(host, address).await;
+        let _closed = over.try_send(health).await;
+        over.expect_end().await;
+    }
+    // Whoever shows the credential of one session is that session, wherever it comes from.
+    let mut tunnels = Vec::new();
+    for host in 10..10 + u8::try_from(FEW).expect("few") {
+        let mut conn = dial_from(host, address).await;
+        assert_eq!(scene.workload.ask(&mut conn, TARGET).await.status, 200);
+        tunnels.push(conn);
+    }
+    for host in [3, 10, 20, 21, 22] {
+        // What waits at an address without a seat moves to none either.
+        let mut conn = match host {
+            3 => held.remove(0),
+            _ => dial_from(host, address).await,
+        };
+        let answer = connect(&mut conn, &scene.workload.authorization()).await;
+        let found = (answer.status, answer.code());
+        let over = (429, "session_connection_limit".to_owned());
+        assert_eq!(found, over, "127.0.0.{host}");
+        conn.expect_end().await;
+    }
+    // Another session is not asked, from an address that holds all it may have.
+    let other = scene.vault.session(&Scene::request()).await;
+    let other = scene.vault.workload(&other);
+    let mut conn = held.pop().expect("a connection");
+    assert_eq!(other.ask(&mut conn, TARGET).await.status, 200);
+    drop((tunnels, held));
+}

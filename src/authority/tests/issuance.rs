@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -338,15 +338,34 @@ async fn a_mint_that_fails_or_is_dropped_blocks_no_one() {
     assert_eq!((authority.minted(), authority.cached()), (1, 1));
 }
 
+/// Bounded means that what goes is given back, and that who is asked for all along does not go.
 #[tokio::test]
 async fn peer_71_twenty_thousand_hosts_leave_the_cache_at_its_bound() {
     let authority = authority();
+    let busy = host("busy.example");
+    let first = authority.certified_key(&busy).await.unwrap();
+    let mut given = Vec::with_capacity(20_000);
     for number in 0..20_000 {
-        chain(&authority, &format!("h{number}.example")).await;
+        let name = host(&format!("h{number}.example"));
+        let leaf = authority.certified_key(&name).await.unwrap();
+        given.push(Arc::downgrade(&leaf));
         assert!(authority.cached() <= HOST_LIMIT);
+        if number % 50 == 0 {
+            let again = authority.certified_key(&busy).await.unwrap();
+            assert!(Arc::ptr_eq(&first, &again), "at {number}");
+        }
     }
     assert_eq!(authority.cached(), HOST_LIMIT);
-    assert_eq!(authority.minted(), 20_000);
+    assert_eq!(authority.minted(), 20_001);
+    // No leaf outlives its place: all but one of the places are of the flood.
+    let alive = |given: &[Weak<_>]| given.iter().filter(|leaf| leaf.strong_count() > 0).count();
+    assert_eq!(alive(&given), HOST_LIMIT - 1);
+    // One that went comes back, by one mint.
+    let gone = given.iter().position(|leaf| leaf.strong_count() == 0);
+    let gone = host(&format!("h{}.example", gone.unwrap()));
+    authority.certified_key(&gone).await.unwrap();
+    assert_eq!(authority.minted(), 20_002);
+    assert_eq!(authority.cached(), HOST_LIMIT);
 }
 
 #[tokio::test]

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use rustls::client::Resumption;
+use rustls::client::{
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -148,25 +151,72 @@ async fn key_exchange_is_what_the_client_prefers_hybrid_included() {
     }
 }
 
+/// A client's sessions, kept as if all names were one: it offers each to every server.
+#[derive(Debug)]
+struct OneName(ClientSessionMemoryCache);
+
+impl OneName {
+    fn name() -> ServerName<'static> {
+        ServerName::try_from("any.example").unwrap()
+    }
+}
+
+impl ClientSessionStore for OneName {
+    fn set_kx_hint(&self, _name: ServerName<'static>, group: NamedGroup) {
+        self.0.set_kx_hint(Self::name(), group);
+    }
+
+    fn kx_hint(&self, _name: &ServerName<'_>) -> Option<NamedGroup> {
+        self.0.kx_hint(&Self::name())
+    }
+
+    fn set_tls12_session(&self, _name: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.0.set_tls12_session(Self::name(), value);
+    }
+
+    fn tls12_session(&self, _name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.0.tls12_session(&Self::name())
+    }
+
+    fn remove_tls12_session(&self, _name: &ServerName<'static>) {
+        self.0.remove_tls12_session(&Self::name());
+    }
+
+    fn insert_tls13_ticket(&self, _name: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.0.insert_tls13_ticket(Self::name(), value);
+    }
+
+    fn take_tls13_ticket(&self, _name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.0.take_tls13_ticket(&Self::name())
+    }
+}
+
 #[tokio::test]
 async fn peer_76_a_second_tunnel_to_a_name_resumes_and_another_name_does_not() {
     let authority = authority();
     for version in BOTH {
-        let config = Arc::new(client(&authority, default_provider(), &[version]));
+        let mut config = client(&authority, default_provider(), &[version]);
+        config.resumption = Resumption::store(Arc::new(OneName(ClientSessionMemoryCache::new(8))));
+        let config = Arc::new(config);
         let first = shake(&authority, &config, "a.example", "a.example")
             .await
             .unwrap();
         let again = shake(&authority, &config, "a.example", "a.example")
             .await
             .unwrap();
+        assert_ne!(first.kind, HandshakeKind::Resumed);
         assert_eq!(again.kind, HandshakeKind::Resumed);
         assert!(!first.early_data && !again.early_data);
         if version.version == ProtocolVersion::TLSv1_3 {
             assert_eq!((first.tickets, again.tickets), (1, 1));
         }
-        let other = shake(&authority, &config, "b.example", "b.example")
-            .await
-            .unwrap();
-        assert_ne!(other.kind, HandshakeKind::Resumed);
+        // The session of another name is offered to it, then its own, which the client has by then
+        // in the place of the other.
+        let shake_other = async || {
+            let other = shake(&authority, &config, "b.example", "b.example").await;
+            other.unwrap().kind
+        };
+        assert_ne!(shake_other().await, HandshakeKind::Resumed);
+        assert_eq!(shake_other().await, HandshakeKind::Resumed);
     }
 }

@@ -12,6 +12,8 @@ use crate::support::{H2Origin, TWO, TestCa, Workload};
 
 /// How much more memory the program may keep after a flood than before, in KiB.
 const GROWTH_KIB: u64 = 8 * 1024;
+/// How much more it may have while the connection of a flood is open, in KiB.
+const OPEN_GROWTH_KIB: u64 = 24 * 1024;
 
 fn resident_kib(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"));
@@ -29,6 +31,8 @@ fn floods() -> Vec<(&'static str, Vec<Value>)> {
     let frames =
         |kind: u8, stream: u32, payload: &str| json!(["raw", kind, 0, stream, payload, 50_000]);
     let field = format!("0001780c{}", "76".repeat(12));
+    // Of sixteen kilobytes each: eighty megabytes of a head, if it were kept.
+    let large = format!("0001787f817e{}", "76".repeat(16_256));
     let entry = format!("4001787fbd1d{}", "76".repeat(3900));
     let bomb = format!(
         "828784410f{}{entry}{}",
@@ -50,6 +54,13 @@ fn floods() -> Vec<(&'static str, Vec<Value>)> {
         (
             "74: CONTINUATION",
             vec![json!(["raw", 1, 0, 1, "82"]), frames(9, 1, &field)],
+        ),
+        (
+            "74: a head without end",
+            vec![
+                json!(["raw", 1, 0, 1, "82"]),
+                json!(["raw", 9, 0, 1, large, 5_000]),
+            ],
         ),
         ("74: a header bomb", vec![json!(["block", 1, bomb])]),
         ("75: SETTINGS", vec![frames(4, 0, "000400010000")]),
@@ -97,12 +108,17 @@ async fn case_75_floods_leave_no_memory_behind() {
     }
     let base = resident_kib(process);
     for (case, steps) in floods() {
-        hostile.play(TWO, &steps).await;
+        let look = || resident_kib(process);
+        let open = hostile.play_and_look(TWO, &steps, look).await;
+        assert!(
+            open <= base + OPEN_GROWTH_KIB,
+            "{case}: {base} KiB before, {open} in it"
+        );
         let client = workload.h2("two.example.com:443").await;
         assert_eq!(client.get("/alive").await.status, 200, "after {case}");
         client.vanish().await;
         let now = resident_kib(process);
-        println!("{case}: {base} KiB, then {now}");
+        println!("{case}: {base} KiB, {open} in it, then {now}");
         assert!(
             now <= base + GROWTH_KIB,
             "{case}: {base} KiB before, {now} after"

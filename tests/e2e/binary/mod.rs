@@ -3,6 +3,8 @@
 //! Nothing of the machine's environment reaches it: each test has a home directory of its own.
 //! Every line of `serve`'s stdout is parsed as JSON, in every test.
 
+#[cfg(target_os = "linux")]
+mod allocator;
 mod configuration;
 mod crowd;
 mod doctor;

@@ -1,5 +1,7 @@
 //! Messages: lengths that do not match, trailers that are none, frames in the wrong state.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{Hostile, answered, base, fields, refused};
@@ -202,7 +204,16 @@ async fn refused_after_body(play: &H2Scene, hostile: &mut Hostile) {
 
 #[tokio::test]
 async fn case_74_frames_in_the_wrong_state_end_a_stream_or_the_connection() {
-    let play = H2Scene::new().await;
+    // No wait ends anything here: it is the frame that does.
+    let never = Duration::from_hours(1);
+    let play = H2Scene::with(H2Origin::echo_ok().await, |vault| {
+        vault.config(|config| {
+            config.limits.head_timeout = never;
+            config.limits.idle_timeout = never;
+            config.limits.first_byte_timeout = never;
+        })
+    })
+    .await;
     let Some(mut hostile) = Hostile::start(&play).await else {
         return;
     };
@@ -378,7 +389,10 @@ async fn case_19_padding_and_split_header_blocks_cut_no_token() {
                     30 + cut
                 ]),
                 json!(["data", 1, format!("a={one}"), false, 200]),
+                // Each is read by itself: what comes at once is put together.
+                json!(["ping"]),
                 json!(["data", 1, "", false, 7]),
+                json!(["ping"]),
                 json!(["data", 1, format!("{two}&"), true, cut]),
                 json!(["done", 1]),
             ];

@@ -148,6 +148,27 @@ impl Hostile {
         assert!(said.refused.is_none(), "{:?}", said.refused);
     }
 
+    /// Makes one connection and looks at something while it is open behind the steps, or as soon as
+    /// they have ended it.
+    pub(crate) async fn play_and_look<T>(
+        &mut self,
+        host: &str,
+        steps: &[Value],
+        look: impl FnOnce() -> T,
+    ) -> T {
+        let mut steps = steps.to_vec();
+        steps.push(json!(["pause", "to look"]));
+        self.write(&json!({ "target": format!("{host}:443"), "steps": steps }))
+            .await;
+        let line = self.read().await;
+        let seen = look();
+        if line.starts_with("{\"paused\"") {
+            self.go_on().await;
+            self.read().await;
+        }
+        seen
+    }
+
     /// Makes one connection.
     async fn connect(&mut self, case: &Value) -> Said {
         self.write(case).await;

@@ -188,6 +188,19 @@ async fn case_19_a_token_cut_by_frames_is_swapped() {
     play.alive("cut frames").await;
 }
 
+/// Waits until so many bodies have begun to arrive: what was sent of each has been looked at.
+async fn begun(play: &H2Scene, to_h1: bool, count: usize) {
+    let has_begun = |body: &[u8]| contains(body, BEFORE);
+    if to_h1 {
+        let there = |all: &[Vec<u8>]| all.iter().filter(|one| has_begun(one)).count() == count;
+        play.scene.good.wait("what is no token", there).await;
+    } else {
+        let there =
+            |all: &[H2Seen]| all.iter().filter(|seen| has_begun(&seen.body)).count() == count;
+        play.two.wait("what is no token", there).await;
+    }
+}
+
 #[tokio::test]
 async fn case_19_halves_on_two_streams_are_no_token() {
     let play = h2_scene().await;
@@ -198,7 +211,9 @@ async fn case_19_halves_on_two_streams_are_no_token() {
         let mut first = client.upload("/left", &[]).await;
         let mut second = client.upload("/left", &[]).await;
         assert!(first.push([BEFORE, one].concat()).await);
+        begun(&play, to_h1, 1).await;
         assert!(second.push([BEFORE, two].concat()).await);
+        begun(&play, to_h1, 2).await;
         assert!(first.push(BEHIND).await);
         assert!(second.push(one.to_owned()).await);
         assert!(first.end(token.clone()).await);
