@@ -26,6 +26,8 @@ pub mod serve;
 pub mod store;
 pub mod upstream;
 
+pub mod records;
+
 pub mod session;
 
 pub mod proxy;

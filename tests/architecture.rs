@@ -28,6 +28,7 @@ const ROWS: &[&[&str]] = &[
     &["seal", "authority", "policy"],
     &["swap", "client_env"],
     &["serve", "upstream", "audit", "store"],
+    &["records"],
     &["tenant", "identity"],
     &["session"],
     &["proxy", "sandbox", "payment"],

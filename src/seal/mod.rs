@@ -50,6 +50,18 @@ pub struct Context<'a> {
     pub name: &'a str,
 }
 
+impl<'a> Context<'a> {
+    /// Says what a record that belongs to no session is: of which kind, and of what. No session's
+    /// has an empty session, and the kinds are no texts of a caller.
+    pub fn of_record(kind: &'a str, name: &'a str) -> Self {
+        Self {
+            tenant: name,
+            session: "",
+            name: kind,
+        }
+    }
+}
+
 impl Context<'_> {
     /// Appends the parts to the associated data, each after its length, so that no two contexts
     /// give the same bytes.

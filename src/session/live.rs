@@ -26,6 +26,7 @@ use super::view::{Retired, Sealed, SessionView};
 use crate::audit::{Decision, Kind, Record, Sink};
 use crate::id::{SessionId, TenantId};
 use crate::policy::AddressRules;
+use crate::records::Records;
 use crate::seal::Keyring;
 use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
@@ -76,7 +77,9 @@ pub struct Sessions {
     pub(super) store: Arc<dyn Store>,
     /// Held while a row that it sealed is on its way to the store: once it is replaced, no row
     /// comes under the key before.
-    pub(super) keyring: tokio::sync::RwLock<Keyring>,
+    pub(super) keyring: Arc<tokio::sync::RwLock<Keyring>>,
+    /// What else is kept under the same keyring.
+    pub(super) records: Arc<Records>,
     pub(super) options: Options,
     quotas: Quotas,
     rules: Arc<AddressRules>,
@@ -100,10 +103,13 @@ impl Sessions {
         audit: Sink,
     ) -> Self {
         let decoy = Credential::generate().fingerprint();
+        let keyring = Arc::new(tokio::sync::RwLock::new(keyring));
+        let records = Arc::new(Records::new(Arc::clone(&store), Arc::clone(&keyring)));
         Self {
             table: DashMap::new(),
             store,
-            keyring: keyring.into(),
+            keyring,
+            records,
             options,
             quotas: Quotas::default(),
             rules,
@@ -120,6 +126,11 @@ impl Sessions {
     pub fn with_quotas(mut self, quotas: Quotas) -> Self {
         self.quotas = quotas;
         self
+    }
+
+    /// Returns what keeps other records under the keyring of the sessions: a rotation takes both.
+    pub fn records(&self) -> &Arc<Records> {
+        &self.records
     }
 
     /// Takes the time from a clock that a test can move.

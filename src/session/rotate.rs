@@ -15,6 +15,7 @@ use super::handle::SessionHandle;
 use super::live::Sessions;
 use super::load::{proof_context, proof_key};
 use super::record::{self, Written};
+use crate::records::{self, Resealed};
 use crate::seal::{self, Context, KeyId, Keyring};
 use crate::store::{Row, RowKey, Store};
 
@@ -24,7 +25,7 @@ const TOGETHER: usize = 64;
 /// What a rotation did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rotated {
-    /// The rows that were sealed anew.
+    /// The rows that were sealed anew, those of sessions and of other records.
     pub sealed: usize,
     /// The rows that do not open and stay as they are.
     pub refused: usize,
@@ -47,6 +48,14 @@ impl Rotated {
     }
 }
 
+impl Rotated {
+    fn add(&mut self, records: Resealed) {
+        self.sealed += records.sealed;
+        self.refused += records.refused;
+        self.needed.extend(records.needed);
+    }
+}
+
 impl Sessions {
     /// Takes another keyring, whose current key seals from now on, and seals everything anew.
     ///
@@ -66,6 +75,12 @@ impl Sessions {
             }
         }
         drop(rows);
+        let records = records::keys_in_use(self.store.as_ref()).await;
+        let records = records.map_err(Error::Store)?;
+        let mut known = records.intersection(&before);
+        if let Some(missing) = known.find(|key| !keyring.ids().any(|id| id == **key)) {
+            return Err(Error::Keys(seal::Error::UnknownKey(*missing)));
+        }
         *self.keyring.write().await = keyring;
         self.seal_anew().await
     }
@@ -96,6 +111,7 @@ impl Sessions {
                 done.count(outcome?);
             }
         }
+        done.add(self.records.seal_anew().await.map_err(Error::Store)?);
         if is_proof_old {
             self.prove().await?;
             done.changed = true;
@@ -168,6 +184,8 @@ pub async fn rotate_offline(store: &dyn Store, keyring: &Keyring) -> Result<Rota
             done.count(outcome?);
         }
     }
+    let records = records::seal_anew_offline(store, keyring).await;
+    done.add(records.map_err(Error::Store)?);
     for (key, row) in proof {
         seal_stored(store, keyring, key, row).await?;
         done.changed = true;

@@ -7,12 +7,13 @@ use std::fmt;
 
 use dashmap::DashMap;
 
-use crate::store::{BoxFuture, Error, Row, RowKey, Rows, Store};
+use crate::store::{BoxFuture, Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store};
 
 /// Keeps rows in memory; they are gone with the process.
 #[derive(Default)]
 pub struct Memory {
     rows: DashMap<RowKey, Row>,
+    records: DashMap<RecordKey, Vec<u8>>,
 }
 
 impl Memory {
@@ -26,6 +27,7 @@ impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Memory")
             .field("rows", &self.rows.len())
+            .field("records", &self.records.len())
             .finish()
     }
 }
@@ -74,6 +76,38 @@ impl Store for Memory {
             })
         })
     }
+
+    fn put_record(&self, key: &RecordKey, sealed: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+        let key = key.clone();
+        Box::pin(async move {
+            self.records.insert(key, sealed);
+            Ok(())
+        })
+    }
+
+    fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+        let key = key.clone();
+        Box::pin(async move { Ok(self.records.get(&key).map(|one| one.value().clone())) })
+    }
+
+    fn delete_record(&self, key: &RecordKey) -> BoxFuture<'_, Result<bool, Error>> {
+        let key = key.clone();
+        Box::pin(async move { Ok(self.records.remove(&key).is_some()) })
+    }
+
+    fn load_records(&self, kind: RecordKind) -> BoxFuture<'_, Result<RecordRows, Error>> {
+        Box::pin(async move {
+            let own = self.records.iter().filter(|one| one.key().kind == kind);
+            let mut records: Vec<_> = own
+                .map(|one| (one.key().clone(), one.value().clone()))
+                .collect();
+            records.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            Ok(RecordRows {
+                records,
+                strange: Vec::new(),
+            })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -88,6 +122,10 @@ mod tests {
             sealed: sealed.to_vec(),
             last_used: 7,
         }
+    }
+
+    fn record(name: &str) -> RecordKey {
+        RecordKey::new(RecordKind::Tenant, name)
     }
 
     fn key(tenant: &str) -> RowKey {
@@ -163,10 +201,35 @@ mod tests {
         assert_eq!(store.get(&own).await.unwrap(), None);
     }
 
+    #[tokio::test]
+    async fn records_are_kept_beside_the_rows() {
+        let store = Memory::new();
+        let (one, two) = (record("b"), record("a/with a slash"));
+        store.put_record(&one, b"one".to_vec()).await.unwrap();
+        store.put_record(&one, b"new".to_vec()).await.unwrap();
+        store.put_record(&two, b"two".to_vec()).await.unwrap();
+        let expected = RecordRows {
+            records: vec![
+                (two.clone(), b"two".to_vec()),
+                (one.clone(), b"new".to_vec()),
+            ],
+            strange: Vec::new(),
+        };
+        assert_eq!(
+            store.load_records(RecordKind::Tenant).await.unwrap(),
+            expected
+        );
+        assert_eq!(store.record(&two).await.unwrap(), Some(b"two".to_vec()));
+        assert!(store.delete_record(&two).await.unwrap());
+        assert!(!store.delete_record(&two).await.unwrap());
+        assert_eq!(store.record(&two).await.unwrap(), None);
+        assert_eq!(store.load().await.unwrap(), Rows::default());
+    }
+
     #[test]
     fn debug_shows_no_row() {
         let store = Memory::new();
         store.rows.insert(key("acme"), row(b"row"));
-        assert_eq!(format!("{store:?}"), "Memory { rows: 1 }");
+        assert_eq!(format!("{store:?}"), "Memory { rows: 1, records: 0 }");
     }
 }

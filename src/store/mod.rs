@@ -1,16 +1,19 @@
-//! The store: rows of sealed bytes that outlive the process, one a session.
+//! The store: rows of sealed bytes that outlive the process, one a session, and records beside them.
 //!
 //! A row is opaque here: what it holds was sealed by `seal`, and a store must never see, make or
 //! need a key. A store that fails says so; no caller may take a failure for an absent row. Called
-//! by `session`, which keeps the live table; every form of store implements [`Store`].
+//! by `session`, which keeps the live table, and by `records`; every form of store implements
+//! [`Store`].
 
 mod disk;
 mod memory;
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use crate::id::{SessionId, TenantId};
 
@@ -84,6 +87,73 @@ pub struct Rows {
     pub strange: Vec<String>,
 }
 
+/// What a record that is no session tells of. A new kind needs a name here and nothing else: a
+/// store, and whatever seals or rotates, knows kinds by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RecordKind {
+    /// A tenant: its state, limits and API keys.
+    Tenant,
+}
+
+impl RecordKind {
+    /// Every kind there is.
+    pub const ALL: &[Self] = &[Self::Tenant];
+
+    /// Returns the name that stands in keys and under the seal; it never changes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+        }
+    }
+
+    /// Parses a kind's name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let kind = Self::ALL.iter().find(|kind| kind.as_str() == text);
+        kind.copied()
+    }
+}
+
+/// Names a record that is no session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordKey {
+    /// What it tells of.
+    pub kind: RecordKind,
+    /// Of which one: any text.
+    pub name: Arc<str>,
+}
+
+impl RecordKey {
+    /// Names a record.
+    pub fn new(kind: RecordKind, name: &str) -> Self {
+        Self {
+            kind,
+            name: name.into(),
+        }
+    }
+
+    /// Parses what `Display` wrote: `kind/name`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, name) = text.split_once('/')?;
+        Some(Self::new(RecordKind::parse(kind)?, name))
+    }
+}
+
+/// Writes `kind/name`: in stores, in logs, and in messages between nodes.
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind.as_str(), self.name)
+    }
+}
+
+/// The records of one kind.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RecordRows {
+    /// The sealed records, in the order of their keys.
+    pub records: Vec<(RecordKey, Vec<u8>)>,
+    /// The keys, in a form for people, under which no record of any kind can stand.
+    pub strange: Vec<String>,
+}
+
 /// Keeps rows. A change is durable, as far as the store can make it so, when its future is done.
 ///
 /// Nothing happens before a future is polled; one that is dropped midway may or may not have
@@ -103,6 +173,18 @@ pub trait Store: Send + Sync + Debug {
 
     /// Reads every row: what a process does once when it starts, and when keys are rotated.
     fn load(&self) -> BoxFuture<'_, Result<Rows, Error>>;
+
+    /// Writes a record, in place of an earlier one of that key.
+    fn put_record(&self, key: &RecordKey, sealed: Vec<u8>) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Reads a record.
+    fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>>;
+
+    /// Deletes a record, and tells whether there was one.
+    fn delete_record(&self, key: &RecordKey) -> BoxFuture<'_, Result<bool, Error>>;
+
+    /// Reads every record of a kind, and the strange keys among all records.
+    fn load_records(&self, kind: RecordKind) -> BoxFuture<'_, Result<RecordRows, Error>>;
 
     /// Tells whether the store took the last change that it was asked for.
     ///

@@ -36,7 +36,9 @@ use crate::session::life::Clock;
 use crate::session::{
     CaptureForm, Created, Form, HostView, Options, SecretForm, SessionHandle, Sessions,
 };
-use crate::store::{BoxFuture, Error, Memory, Row, RowKey, Rows, Store};
+use crate::store::{
+    BoxFuture, Error, Memory, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store,
+};
 use crate::swap::Lookup;
 
 /// A value that may stand nowhere but in the session and, by name, in an opening.
@@ -196,6 +198,30 @@ impl Store for TestStore {
 
     fn load(&self) -> BoxFuture<'_, Result<Rows, Error>> {
         self.rows.load()
+    }
+
+    fn put_record(&self, key: &RecordKey, sealed: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+        let key = key.clone();
+        Box::pin(async move {
+            self.obey().await?;
+            self.rows.put_record(&key, sealed).await
+        })
+    }
+
+    fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+        self.rows.record(key)
+    }
+
+    fn delete_record(&self, key: &RecordKey) -> BoxFuture<'_, Result<bool, Error>> {
+        let key = key.clone();
+        Box::pin(async move {
+            self.obey().await?;
+            self.rows.delete_record(&key).await
+        })
+    }
+
+    fn load_records(&self, kind: RecordKind) -> BoxFuture<'_, Result<RecordRows, Error>> {
+        self.rows.load_records(kind)
     }
 }
 

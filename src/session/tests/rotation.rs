@@ -201,6 +201,38 @@ async fn refused_rows_are_counted_kept_and_name_their_keys() {
 }
 
 #[tokio::test]
+async fn records_beside_the_sessions_come_under_the_new_key_too() {
+    let (world, _all) = world(1).await;
+    let key = RecordKey::new(RecordKind::Tenant, "acme");
+    let records = world.sessions.records();
+    records.put(&key, b"record").await.unwrap();
+    let rotated = world.sessions.rotate(keys(&[NEW, OLD])).await.unwrap();
+    assert_eq!(rotated, sealed(2));
+    let row = world.store.record(&key).await.unwrap().unwrap();
+    assert_eq!(Keyring::key_of(&row), Ok(KeyId::new(2)));
+    let opened = records.open(&key).await.unwrap().unwrap().unwrap();
+    assert_eq!(*opened, b"record");
+    let both = keys(&[OLD, NEW]);
+    let back = rotate_offline(world.store.as_ref(), &both).await.unwrap();
+    assert_eq!(back, sealed(2));
+    let row = world.store.record(&key).await.unwrap().unwrap();
+    assert_eq!(Keyring::key_of(&row), Ok(KeyId::new(1)));
+}
+
+#[tokio::test]
+async fn a_key_that_only_a_record_needs_is_not_given_up() {
+    let world = World::with(options(), keys(&[OLD]), Sink::discard());
+    let key = RecordKey::new(RecordKind::Tenant, "acme");
+    world.sessions.records().put(&key, b"record").await.unwrap();
+    let error = world.sessions.rotate(keys(&[NEW])).await.unwrap_err();
+    let missing = seal::Error::UnknownKey(KeyId::new(1));
+    assert!(
+        matches!(error, Error::Keys(it) if it == missing),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_store_that_nobody_serves_is_rotated_as_well() {
     let (world, _all) = world(3).await;
     let error = rotate_offline(world.store.as_ref(), &keys(&[NEW])).await;

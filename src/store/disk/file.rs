@@ -1,7 +1,7 @@
 //! The file: how it is made, opened, read and changed. Everything here blocks.
 //!
-//! Two tables hold the rows: the sealed records, and beside them when each session was last used,
-//! so that noting a use writes a few bytes. Pages of a damaged file can make the library panic:
+//! Two tables hold the rows: the sealed sessions, and beside them when each was last used, so that
+//! noting a use writes a few bytes. A third holds the records of other kinds. Pages of a damaged file can make the library panic:
 //! every call is caught. It must never begin anew where a file is there. Called by the thread that
 //! owns the file.
 
@@ -22,12 +22,14 @@ use redb::{
 
 use super::writer::Change;
 use crate::id::{SessionId, TenantId, fill_random};
-use crate::store::{Error, Row, RowKey, Rows};
+use crate::store::{Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows};
 
-/// The sealed records. Keys are bytes: a text that was damaged must not be taken for one.
+/// The sealed sessions. Keys are bytes: a text that was damaged must not be taken for one.
 const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions");
 /// When sessions were last used.
 const USED: TableDefinition<'_, &[u8], u64> = TableDefinition::new("used");
+/// The sealed records of other kinds.
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 /// What is kept of the file itself.
 const META: TableDefinition<'_, &[u8], u64> = TableDefinition::new("meta");
 /// The form of the tables, in `META`.
@@ -97,6 +99,7 @@ fn begin(file: StdFile) -> Result<(), Cause> {
         let change = durable(&database)?;
         change.open_table(SESSIONS)?;
         change.open_table(USED)?;
+        change.open_table(RECORDS)?;
         change.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
         change.commit()?;
         Ok(database.close()?)
@@ -236,6 +239,7 @@ impl File {
             {
                 let mut sessions = change.open_table(SESSIONS)?;
                 let mut used = change.open_table(USED)?;
+                let mut records = change.open_table(RECORDS)?;
                 for change in changes {
                     found.push(match change {
                         Change::Put(key, row) => {
@@ -257,6 +261,14 @@ impl File {
                                 }
                             }
                             true
+                        }
+                        Change::PutRecord(key, sealed) => {
+                            let key = key.to_string();
+                            let before = records.insert(key.as_bytes(), sealed.as_slice())?;
+                            before.is_some()
+                        }
+                        Change::DeleteRecord(key) => {
+                            records.remove(key.to_string().as_bytes())?.is_some()
                         }
                     });
                 }
@@ -326,6 +338,41 @@ impl File {
                 Ok(all)
             } else {
                 Err("it has another number of rows than it says".into())
+            }
+        })
+    }
+
+    /// Reads one record.
+    pub(super) fn record(&self, key: &RecordKey) -> Result<Option<Vec<u8>>, Cause> {
+        caught(|| {
+            let records = self.0.begin_read()?.open_table(RECORDS)?;
+            let sealed = records.get(key.to_string().as_bytes())?;
+            Ok(sealed.map(|sealed| sealed.value().to_vec()))
+        })
+    }
+
+    /// Reads the records of a kind.
+    pub(super) fn load_records(&self, kind: RecordKind) -> Result<RecordRows, Cause> {
+        caught(|| {
+            let records = self.0.begin_read()?.open_table(RECORDS)?;
+            let mut all = RecordRows::default();
+            let mut count = 0;
+            for entry in records.iter()? {
+                let (bytes, sealed) = entry?;
+                count += 1;
+                let text = std::str::from_utf8(bytes.value()).ok();
+                match text.and_then(RecordKey::parse) {
+                    Some(key) if key.kind == kind => {
+                        all.records.push((key, sealed.value().to_vec()));
+                    }
+                    Some(_another_kind) => {}
+                    None => all.strange.push(bytes.value().escape_ascii().to_string()),
+                }
+            }
+            if count == records.len()? {
+                Ok(all)
+            } else {
+                Err("it has another number of records than it says".into())
             }
         })
     }

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use self::file::Opener;
 use self::writer::{Change, Request, Status, Writer};
-use crate::store::{BoxFuture, Error, Row, RowKey, Rows, Store};
+use crate::store::{BoxFuture, Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store};
 
 /// How many calls may wait for the thread; with all of them taken a call fails at once.
 const QUEUE: usize = 1024;
@@ -132,6 +132,27 @@ impl Store for Disk {
 
     fn load(&self) -> BoxFuture<'_, Result<Rows, Error>> {
         Box::pin(self.ask(LOAD_DEADLINE, Request::Load))
+    }
+
+    fn put_record(&self, key: &RecordKey, sealed: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+        let change = Change::PutRecord(key.clone(), sealed);
+        Box::pin(async move { self.change(change).await.map(drop) })
+    }
+
+    fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+        let key = key.clone();
+        Box::pin(self.ask(DEADLINE, |sender| Request::Record(key, sender)))
+    }
+
+    fn delete_record(&self, key: &RecordKey) -> BoxFuture<'_, Result<bool, Error>> {
+        let change = Change::DeleteRecord(key.clone());
+        Box::pin(self.change(change))
+    }
+
+    fn load_records(&self, kind: RecordKind) -> BoxFuture<'_, Result<RecordRows, Error>> {
+        Box::pin(self.ask(LOAD_DEADLINE, move |sender| {
+            Request::LoadRecords(kind, sender)
+        }))
     }
 
     fn health(&self) -> Result<(), Error> {

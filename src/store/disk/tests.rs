@@ -168,6 +168,59 @@ async fn rows_outlive_the_process() {
 }
 
 #[tokio::test]
+async fn records_stand_beside_the_rows_and_outlive_the_process() {
+    let place = Place::new();
+    let disk = place.open();
+    let record = |name| RecordKey::new(RecordKind::Tenant, name);
+    let (own, gone) = (record("acme"), record("with/slash"));
+    let session = key();
+    // In one group: what is done first stands when the next is asked for.
+    let (first, second, third, deleted) = tokio::join!(
+        disk.put_record(&own, b"one".to_vec()),
+        disk.put(&session, row("row")),
+        disk.put_record(&own, b"two".to_vec()),
+        disk.delete_record(&gone),
+    );
+    first.and(second).and(third).unwrap();
+    assert!(!deleted.unwrap());
+    disk.put_record(&gone, b"gone".to_vec()).await.unwrap();
+    assert!(disk.delete_record(&gone).await.unwrap());
+    disk.close();
+    let disk = place.open();
+    let expected = RecordRows {
+        records: vec![(own.clone(), b"two".to_vec())],
+        strange: Vec::new(),
+    };
+    let found = disk.load_records(RecordKind::Tenant).await.unwrap();
+    assert_eq!(found, expected);
+    assert_eq!(disk.record(&own).await.unwrap(), Some(b"two".to_vec()));
+    assert_eq!(disk.record(&gone).await.unwrap(), None);
+    assert_eq!(disk.load().await.unwrap().rows.len(), 1);
+}
+
+#[tokio::test]
+async fn records_under_strange_keys_are_named() {
+    let place = Place::new();
+    place.open().close();
+    let by_hand = redb::Database::open(place.path()).unwrap();
+    let change = by_hand.begin_write().unwrap();
+    {
+        let table = redb::TableDefinition::<&[u8], &[u8]>::new("records");
+        let mut records = change.open_table(table).unwrap();
+        for key in [&b"tenant"[..], b"Tenant/x", b"", b"\xff/x", b"tenant/acme"] {
+            records.insert(key, &b"sealed"[..]).unwrap();
+        }
+    }
+    change.commit().unwrap();
+    by_hand.close().unwrap();
+    let disk = place.open();
+    let found = disk.load_records(RecordKind::Tenant).await.unwrap();
+    assert_eq!(found.strange, ["", "Tenant/x", "tenant", "\\xff/x"]);
+    let names = found.records.iter().map(|(key, _)| key.to_string());
+    assert_eq!(names.collect::<Vec<_>>(), ["tenant/acme"]);
+}
+
+#[tokio::test]
 async fn many_changes_at_once_are_all_done() {
     let place = Place::new();
     let disk = Arc::new(place.open());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot::Sender;
 
 use super::file::{Cause, File, Opener, unread};
-use crate::store::{Error, Row, RowKey, Rows};
+use crate::store::{Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows};
 
 /// The most changes of one commit, and the most bytes of sealed records after which no other joins.
 const GROUP: usize = 256;
@@ -27,6 +27,19 @@ pub(super) enum Change {
     Put(RowKey, Row),
     Delete(RowKey),
     Touch(Vec<(RowKey, u64)>),
+    PutRecord(RecordKey, Vec<u8>),
+    DeleteRecord(RecordKey),
+}
+
+impl Change {
+    /// Returns how many sealed bytes it writes, where it writes any.
+    fn written(&self) -> Option<usize> {
+        match self {
+            Self::Put(_, row) => Some(row.sealed.len()),
+            Self::PutRecord(_, sealed) => Some(sealed.len()),
+            Self::Delete(_) | Self::Touch(_) | Self::DeleteRecord(_) => None,
+        }
+    }
 }
 
 /// What the thread may be asked.
@@ -34,6 +47,8 @@ pub(super) enum Request {
     Change(Change, Sender<Result<bool, Error>>),
     Get(RowKey, Sender<Result<Option<Row>, Error>>),
     Load(Sender<Result<Rows, Error>>),
+    Record(RecordKey, Sender<Result<Option<Vec<u8>>, Error>>),
+    LoadRecords(RecordKind, Sender<Result<RecordRows, Error>>),
 }
 
 type Waiting = (Change, Sender<Result<bool, Error>>);
@@ -132,11 +147,10 @@ impl Writer {
         while let Some(request) = next.take() {
             match request {
                 Request::Change(change, sender) => {
-                    if let Change::Put(_, row) = &change {
-                        bytes += row.sealed.len();
-                    }
+                    let written = change.written();
+                    bytes += written.unwrap_or_default();
                     // Whoever asked for this row has been told that it failed.
-                    if !(matches!(change, Change::Put(..)) && sender.is_closed()) {
+                    if !(written.is_some() && sender.is_closed()) {
                         group.push((change, sender));
                     }
                     if group.len() < GROUP && bytes < GROUP_BYTES {
@@ -150,6 +164,14 @@ impl Writer {
                 Request::Load(sender) => {
                     self.commit(std::mem::take(&mut group));
                     answer(sender, self.read(File::load));
+                }
+                Request::Record(key, sender) => {
+                    self.commit(std::mem::take(&mut group));
+                    answer(sender, self.read(|file| file.record(&key)));
+                }
+                Request::LoadRecords(kind, sender) => {
+                    self.commit(std::mem::take(&mut group));
+                    answer(sender, self.read(|file| file.load_records(kind)));
                 }
             }
         }

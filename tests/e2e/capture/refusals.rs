@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use oshu_vault::store::{BoxFuture, Error, Memory, Row, RowKey, Rows, Store};
+use oshu_vault::store::{
+    BoxFuture, Error, Memory, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store,
+};
 
 use super::*;
 use crate::scrub::encode;
@@ -37,6 +39,22 @@ impl Store for Brittle {
 
     fn load(&self) -> BoxFuture<'_, Result<Rows, Error>> {
         self.rows.load()
+    }
+
+    fn put_record(&self, key: &RecordKey, sealed: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+        self.rows.put_record(key, sealed)
+    }
+
+    fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
+        self.rows.record(key)
+    }
+
+    fn delete_record(&self, key: &RecordKey) -> BoxFuture<'_, Result<bool, Error>> {
+        self.rows.delete_record(key)
+    }
+
+    fn load_records(&self, kind: RecordKind) -> BoxFuture<'_, Result<RecordRows, Error>> {
+        self.rows.load_records(kind)
     }
 }
 
