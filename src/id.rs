@@ -1,4 +1,4 @@
-//! Identifiers: newtypes for tenants, sessions and requests.
+//! Identifiers: newtypes for tenants, their API keys, sessions and requests.
 //!
 //! Random ones carry 128 bits of the operating system's randomness and no order or time. An id is
 //! public: it may stand in logs, audit records and answers. It is never a proof of anything.
@@ -21,6 +21,21 @@ impl TenantId {
         Self(name.into())
     }
 
+    /// Parses a name that a new tenant may have: 1 to 63 of `a-z`, `0-9`, `.`, `_` and `-`, the
+    /// first a letter or digit. Nothing for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let good = (1..=Self::LONGEST).contains(&text.len())
+            && text.bytes().next().is_some_and(plain)
+            && text
+                .bytes()
+                .all(|byte| plain(byte) || b"._-".contains(&byte));
+        good.then(|| Self::new(text))
+    }
+
+    /// The longest name that [`TenantId::parse`] takes, in bytes.
+    pub const LONGEST: usize = 63;
+
     /// Returns the text form.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -28,6 +43,37 @@ impl TenantId {
 }
 
 impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names an API key of a tenant: `key_` and 32 lower-case hex digits. It is no part of the key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ApiKeyId(Arc<str>);
+
+impl ApiKeyId {
+    /// The fixed start of every key's id.
+    pub const PREFIX: &str = "key_";
+
+    /// Makes a fresh random id.
+    pub fn generate() -> Self {
+        Self(format!("{}{}", Self::PREFIX, random_hex()).into())
+    }
+
+    /// Parses the wire form; nothing for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?;
+        is_random_hex(digits).then(|| Self(text.into()))
+    }
+
+    /// Returns the wire form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ApiKeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -119,6 +165,29 @@ mod tests {
         for id in ids {
             assert_eq!(SessionId::parse(id.as_str()), Some(id));
         }
+    }
+
+    #[test]
+    fn tenants_have_plain_short_names() {
+        let longest = "x".repeat(63);
+        for text in ["a", "0", "acme", "team-1.prod_eu", &longest] {
+            assert_eq!(TenantId::parse(text), Some(TenantId::new(text)));
+        }
+        let longer = "x".repeat(64);
+        for text in [
+            "", &longer, "Acme", ".a", "-a", "_a", "a/b", "a b", "a\n", "a\0", "\u{e4}", "%61",
+            "a%2fb",
+        ] {
+            assert_eq!(TenantId::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn key_ids_parse_back_and_nothing_else_does() {
+        let id = ApiKeyId::generate();
+        assert_eq!(ApiKeyId::parse(id.as_str()), Some(id.clone()));
+        assert_eq!(ApiKeyId::parse(&id.as_str().to_uppercase()), None);
+        assert_eq!(ApiKeyId::parse(SessionId::generate().as_str()), None);
     }
 
     #[test]

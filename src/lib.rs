@@ -7,6 +7,7 @@
 
 pub mod host;
 pub mod id;
+pub mod pace;
 pub mod sealed_token;
 pub mod secret;
 pub mod shutdown;
@@ -27,6 +28,8 @@ pub mod store;
 pub mod upstream;
 
 pub mod records;
+
+pub mod tenant;
 
 pub mod session;
 

@@ -19,6 +19,7 @@ const ROWS: &[&[&str]] = &[
     &[
         "host",
         "id",
+        "pace",
         "secret",
         "sealed_token",
         "shutdown",

@@ -21,10 +21,11 @@ const FIELD: HeaderName = HeaderName::from_static("idempotency-key");
 const KEY_LIMIT_BYTES: usize = 255;
 /// How long a key is remembered.
 const LIFETIME: Duration = Duration::from_mins(10);
-/// The most keys of all tenants together.
+/// The most keys of one tenant: no other tenant's creations are refused for them.
 const KEYS_LIMIT: usize = 10_000;
 
 type Key = (TenantId, Box<str>);
+type Uses = HashMap<Box<str>, Use>;
 
 #[derive(Debug)]
 struct Use {
@@ -35,7 +36,7 @@ struct Use {
 
 /// The keys of the last ten minutes.
 #[derive(Debug, Default)]
-pub(super) struct Idempotency(Mutex<HashMap<Key, Use>>);
+pub(super) struct Idempotency(Mutex<HashMap<TenantId, Uses>>);
 
 impl Idempotency {
     /// Reserves a key until the reservation is dropped or settled.
@@ -48,11 +49,12 @@ impl Idempotency {
         key: &str,
         now: Instant,
     ) -> Result<Reservation, Failure> {
-        let key = (tenant.clone(), Box::from(key));
+        let key: Box<str> = key.into();
         let over = |one: &Use| {
             one.session.is_some() && now.saturating_duration_since(one.began) >= LIFETIME
         };
-        let mut uses = self.lock();
+        let mut tenants = self.lock();
+        let uses = tenants.entry(tenant.clone()).or_default();
         if uses.len() >= KEYS_LIMIT && !uses.contains_key(&key) {
             uses.retain(|_, one| !over(one));
             if uses.len() >= KEYS_LIMIT {
@@ -72,11 +74,16 @@ impl Idempotency {
         }
         Ok(Reservation {
             table: Arc::clone(self),
-            key: Some(key),
+            key: Some((tenant.clone(), key)),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Use>> {
+    /// Forgets the keys of a tenant that is gone: another may have its name.
+    pub(super) fn forget(&self, tenant: &TenantId) {
+        self.lock().remove(tenant);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Uses>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -91,8 +98,9 @@ pub(super) struct Reservation {
 impl Reservation {
     /// Notes what was created under the key.
     pub(super) fn settle(mut self, session: &SessionId) {
-        if let Some(key) = self.key.take()
-            && let Some(one) = self.table.lock().get_mut(&key)
+        if let Some((tenant, key)) = self.key.take()
+            && let Some(uses) = self.table.lock().get_mut(&tenant)
+            && let Some(one) = uses.get_mut(&key)
         {
             one.session = Some(session.clone());
         }
@@ -101,8 +109,10 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.table.lock().remove(&key);
+        if let Some((tenant, key)) = self.key.take()
+            && let Some(uses) = self.table.lock().get_mut(&tenant)
+        {
+            uses.remove(&key);
         }
     }
 }
@@ -158,7 +168,7 @@ mod tests {
         let one = TenantId::new("one");
         drop(table.reserve(&one, "k", now).unwrap());
         assert!(table.reserve(&one, "k", now).is_ok());
-        assert!(table.lock().is_empty());
+        assert!(table.lock().values().all(HashMap::is_empty));
     }
 
     #[test]
@@ -173,13 +183,18 @@ mod tests {
         }
         let full = table.reserve(&one, "more", now).unwrap_err();
         assert!(matches!(full, Failure::Full), "{full}");
+        // Another tenant has its own.
+        let two = TenantId::new("two");
+        drop(table.reserve(&two, "more", now).unwrap());
         let known = table.reserve(&one, "7", now).unwrap_err();
         assert!(matches!(known, Failure::AlreadyCreated(Some(_))), "{known}");
         table
             .reserve(&one, "more", now + LIFETIME)
             .unwrap()
             .settle(&id);
-        assert_eq!(table.lock().len(), 1);
+        assert_eq!(table.lock()[&one].len(), 1);
+        table.forget(&one);
+        assert!(table.reserve(&one, "more", now).is_ok());
     }
 
     #[test]

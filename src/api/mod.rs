@@ -8,6 +8,8 @@ mod certificates;
 mod form;
 mod health;
 mod idempotency;
+mod tenant_form;
+mod tenants;
 mod vault;
 
 use std::fmt;
@@ -15,13 +17,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::FromRef;
-use axum::routing::get;
+use axum::routing::{any, get};
 
 use self::idempotency::Idempotency;
 use crate::session::Sessions;
 use crate::shutdown::Drain;
 use crate::web;
-use crate::web::{ApiKeys, Failure};
+use crate::web::{Admin, ApiKeys, Failure};
 
 pub use certificates::Certificates;
 
@@ -96,7 +98,37 @@ pub fn router(state: ApiState) -> Router {
             "/v1/sessions/{id}",
             get(vault::show).patch(vault::patch).delete(vault::delete),
         );
-    finish(public().merge(management), state)
+    finish(public().merge(management).merge(operator()), state)
+}
+
+/// The routes of the operator: to everybody else they are not there, whatever the method. `any` keeps
+/// the router from adding to a refusal which methods there are.
+fn operator() -> Router<ApiState> {
+    let other = |allow| any(move |_: Admin| async move { tenants::other_method(allow) });
+    Router::new()
+        .route(
+            "/v1/tenants",
+            other("GET,HEAD,POST")
+                .get(tenants::list)
+                .post(tenants::create),
+        )
+        .route(
+            "/v1/tenants/{id}",
+            other("GET,HEAD,PATCH,DELETE")
+                .get(tenants::show)
+                .patch(tenants::patch)
+                .delete(tenants::delete),
+        )
+        .route(
+            "/v1/tenants/{id}/keys",
+            other("GET,HEAD,POST")
+                .get(tenants::list_keys)
+                .post(tenants::create_key),
+        )
+        .route(
+            "/v1/tenants/{id}/keys/{key}",
+            other("DELETE").delete(tenants::revoke_key),
+        )
 }
 
 /// Makes the service of the routes that need no key: for the shared listener where management has

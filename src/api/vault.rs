@@ -246,7 +246,7 @@ pub(super) async fn delete(
 
 /// Runs a change to its end, even if the caller goes away in between: half of it would leave the
 /// store and the live table, or the idempotency key, telling different stories.
-async fn finish<T: Send + 'static>(
+pub(super) async fn finish<T: Send + 'static>(
     state: &ApiState,
     change: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -322,9 +322,8 @@ fn describe(handle: &SessionHandle) -> Result<SessionMetadata, Failure> {
     }))
 }
 
-/// Reads the two parameters of a list.
-fn page(parameters: &BTreeMap<String, String>) -> Result<(usize, Option<SessionId>), Failure> {
-    let mut errors = Vec::new();
+/// Reads how many entries of a list are asked for.
+pub(super) fn limit(parameters: &BTreeMap<String, String>) -> Result<usize, FieldError> {
     let limit = parameters.get("limit").map_or(Some(LIST_DEFAULT), |text| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text
@@ -333,23 +332,27 @@ fn page(parameters: &BTreeMap<String, String>) -> Result<(usize, Option<SessionI
             .filter(|number| (1..=LIST_LIMIT).contains(number));
         number.filter(|_| digits)
     });
-    if limit.is_none() {
-        let message = format!("a number from 1 to {LIST_LIMIT}");
-        errors.push(FieldError::new("limit", "out_of_range", message));
-    }
+    let message = || format!("a number from 1 to {LIST_LIMIT}");
+    limit.ok_or_else(|| FieldError::new("limit", "out_of_range", message()))
+}
+
+/// Reads the two parameters of a list.
+fn page(parameters: &BTreeMap<String, String>) -> Result<(usize, Option<SessionId>), Failure> {
+    let mut errors = Vec::new();
+    let limit = limit(parameters).map_err(|error| errors.push(error));
     let cursor = parameters.get("cursor").map(|text| SessionId::parse(text));
     if let Some(None) = cursor {
         let message = "the next_cursor of the page before";
         errors.push(FieldError::new("cursor", "bad_cursor", message));
     }
     match limit {
-        Some(limit) if errors.is_empty() => Ok((limit, cursor.flatten())),
+        Ok(limit) if errors.is_empty() => Ok((limit, cursor.flatten())),
         _ => Err(Failure::BadRequest(errors)),
     }
 }
 
 /// Writes a time in UTC, in whole seconds.
-fn rfc3339(time: SystemTime) -> Result<String, Failure> {
+pub(super) fn rfc3339(time: SystemTime) -> Result<String, Failure> {
     let time = OffsetDateTime::from(time);
     let text = time
         .replace_nanosecond(0)

@@ -17,7 +17,9 @@ use tokio::task::JoinHandle;
 use tower_service::Service;
 
 use self::doors::{Doors, addresses, handler};
-use self::settings::{address_rules, proxy_config, quotas, session_options, upstream_config};
+use self::settings::{
+    address_rules, proxy_config, quotas, session_options, tenant_limits, upstream_config,
+};
 use crate::api::{self, ApiState};
 use crate::audit::Sink;
 use crate::authority::{self, CertificateAuthority};
@@ -31,10 +33,11 @@ use crate::session::{self, Loaded, Sessions};
 use crate::shutdown::Drain;
 use crate::store::{Memory, Store};
 use crate::swap::Swapper;
+use crate::tenant::{self, Tenants};
 use crate::upstream::{self, Upstream};
 use crate::web::{ApiKeys, Connection};
 
-/// The one tenant of this version.
+/// The tenant of the configured API key, which always stands.
 pub const TENANT: &str = "default";
 /// How often expired sessions and idle upstream connections are looked for, and the store is told.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -70,6 +73,9 @@ pub enum Error {
     /// The sessions of the store cannot be taken over.
     #[error("the sessions of the store cannot be taken over")]
     Sessions(#[source] session::Error),
+    /// The tenants of the store cannot be read.
+    #[error("the tenants of the store cannot be read")]
+    Tenants(#[source] tenant::Error),
     /// The system's store of roots cannot be read.
     #[error("upstream.trust: the system's roots cannot be read")]
     SystemTrust,
@@ -83,7 +89,7 @@ pub enum Error {
 pub struct Parts {
     /// The certificate authority.
     pub authority: Arc<CertificateAuthority>,
-    /// The tenant's API key, as it is kept.
+    /// The API key of the tenant [`TENANT`], as it is kept.
     pub api_key: Fingerprint,
     /// Where audit records go.
     pub audit: Sink,
@@ -162,7 +168,9 @@ impl App {
             rules,
             audit.clone(),
         );
-        let sessions = Arc::new(sessions.with_quotas(quotas(config)));
+        let tenants = tenants(config, &sessions, api_key);
+        let sessions = sessions.with_quotas(quotas(config));
+        let sessions = Arc::new(sessions.with_tenants(Arc::clone(&tenants)));
         authority.keep_leaves(config.limits.leaves);
         let throttle = Arc::new(Throttle::new(
             config.limits.auth_failures,
@@ -172,8 +180,7 @@ impl App {
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
-            ApiKeys::new(vec![(TenantId::new(TENANT), api_key)])
-                .with_throttle(Arc::clone(&throttle)),
+            api_keys(config, tenants, &throttle),
             api::Certificates::new(authority.root().cert_der()),
             addresses(config, &listening),
             drain.clone(),
@@ -251,8 +258,26 @@ impl App {
     }
 }
 
-/// Takes over the sessions of the store, and goes on with a rotation of keys in the background.
+/// Gathers who may call the API.
+fn api_keys(config: &Config, tenants: Arc<Tenants>, throttle: &Arc<Throttle>) -> ApiKeys {
+    let admin = config.admin_key.as_ref();
+    ApiKeys::new(tenants)
+        .with_admin(admin.map(|key| Fingerprint::of(key.expose())))
+        .with_throttle(Arc::clone(throttle))
+}
+
+/// Makes the table of tenants, with the one of the configuration.
+fn tenants(config: &Config, sessions: &Sessions, api_key: Fingerprint) -> Arc<Tenants> {
+    let (limits, burst) = tenant_limits(config);
+    let tenants = Tenants::new(Arc::clone(sessions.records()), limits, burst);
+    Arc::new(tenants.with_key(&TenantId::new(TENANT), api_key))
+}
+
+/// Takes over the tenants and the sessions of the store, and goes on with a rotation of keys in the background.
 async fn take_over(sessions: &Arc<Sessions>) -> Result<(), Error> {
+    let tenant::Loaded { tenants, refused } =
+        sessions.tenants().load().await.map_err(Error::Tenants)?;
+    tracing::info!(tenants, refused, "tenants of the store");
     let Loaded {
         live,
         expired,

@@ -16,6 +16,7 @@ use crate::config::{Config, Trust};
 use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
 use crate::proxy::{self, H2Limits};
 use crate::session::{Options, Quotas};
+use crate::tenant;
 use crate::upstream::{self, Override};
 use crate::wire::{BodyLimits, HeadLimits};
 
@@ -98,6 +99,15 @@ pub(super) fn quotas(config: &Config) -> Quotas {
         burst: config.limits.session_burst,
         pool: config.limits.session_pool,
     }
+}
+
+/// What holds for tenants that have no limits of their own, and their burst.
+pub(super) fn tenant_limits(config: &Config) -> (tenant::Limits, u32) {
+    let limits = tenant::Limits {
+        sessions: config.limits.tenant_sessions,
+        requests_per_second: config.limits.tenant_requests_per_second,
+    };
+    (limits, config.limits.tenant_burst)
 }
 
 pub(super) fn proxy_config(config: &Config) -> proxy::Config {

@@ -13,9 +13,10 @@ use crate::config::{
     Config, Flags, Problems, PublicUrl, SETTINGS, Scheme, Setting, Shape, Upstream,
 };
 use crate::host::HostPattern;
-use crate::id::SessionId;
+use crate::id::{ApiKeyId, SessionId, TenantId};
 
 use super::grammar::{UPSTREAM_PROXY_FILE, command, is_of_store, is_upstream_value};
+use super::keys::{Keys, KeysAction};
 use super::proxy_from::ProxyFrom;
 use super::seal::Seal;
 use super::spec::{self, SecretFlag};
@@ -49,6 +50,8 @@ pub enum Verb {
     Env(Env),
     /// `healthcheck`: asks a running server; needs no API key.
     Healthcheck(ServerFlags),
+    /// `keys create`, `list`, `revoke`.
+    Keys(Box<Keys>),
     /// `run … -- CMD…`.
     Run(Box<Run>),
     /// `seal generate`, `seal rotate`.
@@ -259,6 +262,7 @@ impl Cli {
             Some(("doctor", of)) => Verb::Doctor(doctor(of)?),
             Some(("env", of)) => Verb::Env(env(of)?),
             Some(("healthcheck", of)) => Verb::Healthcheck(server_flags(of)?),
+            Some(("keys", of)) => Verb::Keys(Box::new(keys(of)?)),
             Some(("run", of)) => Verb::Run(Box::new(run(of)?)),
             Some(("seal", of)) => Verb::Seal(seal(of)?),
             Some(("serve", of)) => Verb::Serve(flags(of, |_| true)),
@@ -322,6 +326,7 @@ fn server_flags(matches: &ArgMatches) -> Result<ServerFlags, Exit> {
     Ok(ServerFlags {
         url,
         api_key_file: optional(matches, "api-key-file"),
+        admin_key_file: optional(matches, "admin-key-file"),
         ca: optional(matches, "ca"),
         state_dir: optional(matches, "state-dir"),
     })
@@ -452,6 +457,46 @@ fn seal(matches: &ArgMatches) -> Result<Seal, Exit> {
         }),
         other => Err(not_available("seal ", other)),
     }
+}
+
+fn keys(matches: &ArgMatches) -> Result<Keys, Exit> {
+    let (name, of) = matches
+        .subcommand()
+        .ok_or_else(|| not_available("keys ", None))?;
+    let bad = |flag: &str, text: &str| Exit::usage(format!("error: {flag} expects {text}"));
+    let one = |id: &str| texts(of, id).into_iter().next();
+    let tenant = one("tenant").map(|text| {
+        let expected = "1 to 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit";
+        TenantId::parse(&text).ok_or_else(|| bad("--tenant", expected))
+    });
+    let tenant = tenant.transpose()?;
+    let or_default = |tenant: Option<TenantId>| tenant.unwrap_or_else(KeysAction::default_tenant);
+    let action = match name {
+        "create" => {
+            let label = one("label").unwrap_or_default();
+            if !KeysAction::is_label(&label) {
+                return Err(bad("--label", "at most 100 characters, on one line"));
+            }
+            KeysAction::Create {
+                tenant: or_default(tenant),
+                label,
+                new_tenant: of.get_flag("new-tenant"),
+            }
+        }
+        "list" => KeysAction::List { tenant },
+        "revoke" => KeysAction::Revoke {
+            tenant: or_default(tenant),
+            key: one("id")
+                .and_then(|text| ApiKeyId::parse(&text))
+                .ok_or_else(|| bad("ID", "key_ and 32 lower-case hex digits"))?,
+        },
+        _ => return Err(not_available("keys ", matches.subcommand())),
+    };
+    Ok(Keys {
+        server: server_flags(of)?,
+        flags: flags(of, is_of_store),
+        action,
+    })
 }
 
 fn ca(matches: &ArgMatches) -> Result<Ca, Exit> {

@@ -2,8 +2,8 @@
 //!
 //! It lies beside the store's file, whose lock keeps a second server away from both. Only the
 //! owner may connect. One line is read, one line of JSON is answered, both within deadlines. No key
-//! and no secret passes here: keys are read from where the server read them. Called by `serve` and
-//! by `seal`.
+//! and no secret passes here: sealing keys are read from where the server read them, and of an API
+//! key comes the hash. Called by `serve`, `seal` and `keys`.
 
 use std::fs::{Permissions, remove_file, set_permissions};
 use std::io;
@@ -26,6 +26,8 @@ use crate::session::{Rotated, Sessions};
 
 /// Asks the server to read its sealing keys again and to seal everything under the first.
 const ROTATE: &str = "seal rotate";
+/// Asks the server for something about API keys, which follows in JSON.
+pub(super) const KEYS: &str = "keys ";
 /// The longest line.
 const LINE_LIMIT_BYTES: u64 = 64 * 1024;
 /// How many commands may be there together.
@@ -131,6 +133,10 @@ async fn answer(
     let line = timeout(patience, line(&mut stream)).await??;
     let answer = match line.trim_end() {
         ROTATE => rotate(sessions, &*keys.lock().await).await,
+        line if line.starts_with(KEYS) => {
+            let line = line.strip_prefix(KEYS).unwrap_or_default();
+            super::keys::perform(sessions.tenants(), line).await
+        }
         _ => Err("the server does not know this command".to_owned()),
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": error }));
@@ -166,12 +172,17 @@ pub(super) fn report(ids: &[KeyId], done: &Rotated) -> Value {
 
 /// Asks the server that has a store open to rotate; its answer.
 pub(super) async fn ask_to_rotate(store: &Path) -> Result<Value, Error> {
+    ask(store, ROTATE).await
+}
+
+/// Asks the server that has a store open for something; its answer.
+pub(super) async fn ask(store: &Path, what: &str) -> Result<Value, Error> {
     let path = socket(store);
     let Ok(mut stream) = UnixStream::connect(&path).await else {
         return Err(Error::Nobody(path));
     };
     let asked = timeout(ANSWER_TIMEOUT, async {
-        stream.write_all(format!("{ROTATE}\n").as_bytes()).await?;
+        stream.write_all(format!("{what}\n").as_bytes()).await?;
         line(&mut stream).await
     });
     let asked = asked.await.map_err(|late| Error::Silent(late.into()))?;

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use crate::config::{SETTINGS, Setting, Shape};
 
 /// Verbs that later versions have.
-const LATER: &[&str] = &["accounts", "audit", "keys", "openapi", "token"];
+const LATER: &[&str] = &["accounts", "audit", "openapi", "token"];
 /// The settings that `run` takes as flags too.
 const UPSTREAM_KEYS: &[&str] = &[
     "upstream.ca_files",
@@ -61,6 +61,7 @@ pub(super) fn command() -> Command {
             session_command(),
             ca_command(),
             seal_command(),
+            keys_command(),
         ])
         .subcommands([
             check,
@@ -246,6 +247,49 @@ fn seal_command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([generate, rotate])
+}
+
+fn keys_command() -> Command {
+    let of_store = || SETTINGS.iter().filter(|it| is_of_store(it));
+    let others = || of_store().map(|it| it.key).chain(["config"]);
+    let about = |name: &'static str, about: &'static str, tenant: &'static str| {
+        Command::new(name)
+            .about(about)
+            .args([
+                text("tenant", "NAME").help(tenant),
+                text("server", "URL")
+                    .conflicts_with_all(others())
+                    .help("Ask a running server over its API, as the operator"),
+                path("admin-key-file", "FILE")
+                    .requires("server")
+                    .help("The file with the operator's key; else $OSHU_VAULT_ADMIN_KEY"),
+                ca_arg().requires("server"),
+                path("config", "FILE").help("The configuration file (TOML)"),
+            ])
+            .args(of_store().map(setting_arg))
+    };
+    let whose = "Whose key it is; without it that of the tenant `default`";
+    let id = Arg::new("id")
+        .value_name("ID")
+        .required(true)
+        .help("The key's id: key_ and 32 hex digits");
+    let new_tenant = Arg::new("new-tenant")
+        .long("new-tenant")
+        .action(ArgAction::SetTrue)
+        .requires("tenant")
+        .help("Make the tenant before");
+    Command::new("keys")
+        .about("Create, list and revoke API keys of tenants, by the running server or without one")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            about("create", "Make an API key and print it, once", whose).args([
+                text("label", "TEXT").help("What the key is called in lists"),
+                new_tenant,
+            ]),
+            about("list", "List tenants with their keys", "This tenant alone"),
+            about("revoke", "Take a key from its tenant, at once", whose).arg(id),
+        ])
 }
 
 /// Tells whether the setting says where the store is.

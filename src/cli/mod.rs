@@ -16,6 +16,7 @@ mod folder;
 mod grammar;
 mod healthcheck;
 mod key_file;
+mod keys;
 mod proxy_from;
 mod run;
 mod seal;
@@ -31,6 +32,7 @@ mod workload;
 pub use args::{
     Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Run, SessionAction, SessionCalls, Verb,
 };
+pub use keys::{Keys, KeysAction};
 pub use proxy_from::ProxyFrom;
 pub use seal::Seal;
 pub use spec::{SecretFlag, SecretFrom};
@@ -98,6 +100,7 @@ async fn perform(verb: Verb) -> Result<u8, Exit> {
         Verb::Doctor(flags) => Box::pin(doctor::doctor(flags)).await,
         Verb::Env(flags) => Box::pin(env::env(flags)).await.map(|()| 0),
         Verb::Healthcheck(server) => healthcheck::healthcheck(&server).await.map(|()| 0),
+        Verb::Keys(of) => Box::pin(keys::keys(*of)).await.map(|()| 0),
         Verb::Run(flags) => Box::pin(run::run(*flags)).await,
         Verb::Seal(seal) => seal::seal(seal).await.map(|()| 0),
         Verb::Serve(flags) => serve::serve(flags).await.map(|()| 0),

@@ -96,7 +96,7 @@ async fn list(target: &Target) -> Result<(), Exit> {
 }
 
 /// Makes a call and reads the answer; nothing is `null`.
-async fn ask(
+pub(super) async fn ask(
     target: &Target,
     method: &str,
     path: &str,

@@ -5,13 +5,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data_encoding::HEXLOWER;
-use zeroize::Zeroizing;
-
 use crate::authority::{CertificateAuthority, Error as AuthorityError, Root};
 use crate::config::{Config, Source};
-use crate::id::fill_random;
 use crate::secret::Secret;
+use crate::tenant::generate_key;
 
 /// The file of the root's certificate.
 pub(super) const CA_FILE: &str = "ca.pem";
@@ -95,13 +92,6 @@ pub(super) fn api_key(config: &Config, source: &Source) -> Result<(Secret, bool)
     let key = generate_key();
     write_private(&path, key.expose())?;
     Ok((key, true))
-}
-
-/// Makes an API key: `ovk_` and 64 hex digits, 256 random bits.
-pub(super) fn generate_key() -> Secret {
-    let mut bytes = Zeroizing::new([0; 32]);
-    fill_random(bytes.as_mut_slice());
-    Secret::new(format!("ovk_{}", HEXLOWER.encode(bytes.as_slice())).into_bytes())
 }
 
 /// Writes a file that only its owner can read, and that was not there before.

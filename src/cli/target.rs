@@ -3,7 +3,7 @@
 //! The key is read from a file or the environment, never from an argument, and is checked before
 //! anything is sent. Called by the verbs that speak to a running server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::{PublicUrl, Source, state_dir};
 use crate::secret::Secret;
@@ -14,6 +14,8 @@ const SERVER_VARIABLE: &str = "OSHU_VAULT_SERVER";
 const SERVER_DEFAULT: &str = "http://127.0.0.1:8080";
 const KEY_VARIABLE: &str = "SECRETS_PROXY_API_KEY";
 const KEY_FILE_VARIABLE: &str = "SECRETS_PROXY_API_KEY_FILE";
+const ADMIN_KEY_VARIABLE: &str = "OSHU_VAULT_ADMIN_KEY";
+const ADMIN_KEY_FILE_VARIABLE: &str = "OSHU_VAULT_ADMIN_KEY_FILE";
 /// The file in the state directory that a generated key is written to.
 const KEY_FILE: &str = "api.key";
 
@@ -24,6 +26,8 @@ pub struct ServerFlags {
     pub url: Option<PublicUrl>,
     /// `--api-key-file FILE`.
     pub api_key_file: Option<PathBuf>,
+    /// `--admin-key-file FILE`.
+    pub admin_key_file: Option<PathBuf>,
     /// `--ca FILE`: the root that an `https` server's certificate has to lead to.
     pub ca: Option<PathBuf>,
     /// `--state-dir DIR`: where a generated key lies.
@@ -35,7 +39,7 @@ pub struct ServerFlags {
 pub struct Target {
     /// Where the server listens.
     pub url: PublicUrl,
-    /// The tenant's key.
+    /// The tenant's key, or the operator's.
     pub api_key: Secret,
     /// The root to trust, where one was named.
     pub ca: Option<PathBuf>,
@@ -75,20 +79,41 @@ impl ServerFlags {
         })
     }
 
+    /// Finds the server and the operator's key: `--admin-key-file`, else `OSHU_VAULT_ADMIN_KEY`,
+    /// else `OSHU_VAULT_ADMIN_KEY_FILE`.
+    ///
+    /// # Errors
+    /// Exit code 64, naming the flag or variable; never a part of the key.
+    pub fn admin(&self, source: &Source) -> Result<Target, Exit> {
+        Ok(Target {
+            url: self.server(source)?,
+            api_key: self.admin_key(source)?,
+            ca: self.ca.clone(),
+        })
+    }
+
+    fn admin_key(&self, source: &Source) -> Result<Secret, Exit> {
+        if let Some(path) = &self.admin_key_file {
+            return read_key(source, path, "--admin-key-file");
+        }
+        if let Some(key) = given_key(source, ADMIN_KEY_VARIABLE) {
+            return key;
+        }
+        match source.variable(ADMIN_KEY_FILE_VARIABLE) {
+            Some(path) => read_key(source, Path::new(path), ADMIN_KEY_FILE_VARIABLE),
+            None => Err(Exit::usage(format!(
+                "error: no key of the operator: set {ADMIN_KEY_VARIABLE} or --admin-key-file"
+            ))),
+        }
+    }
+
     fn api_key(&self, source: &Source) -> Result<Secret, Exit> {
-        let read = |path: PathBuf, name: &str| {
-            source
-                .read_api_key(&path)
-                .map_err(|text| Exit::usage(format!("error: {name} {text}")))
-        };
+        let read = |path: PathBuf, name: &str| read_key(source, &path, name);
         if let Some(path) = &self.api_key_file {
             return read(path.clone(), "--api-key-file");
         }
-        if let Some(value) = source.variable(KEY_VARIABLE) {
-            let key = value.to_str().and_then(Source::parse_api_key);
-            return key.ok_or_else(|| {
-                Exit::usage(format!("error: {KEY_VARIABLE} does not hold an API key"))
-            });
+        if let Some(key) = given_key(source, KEY_VARIABLE) {
+            return key;
         }
         if let Some(path) = source.variable(KEY_FILE_VARIABLE) {
             return read(path.into(), KEY_FILE_VARIABLE);
@@ -102,10 +127,21 @@ impl ServerFlags {
     }
 }
 
+fn read_key(source: &Source, path: &Path, name: &str) -> Result<Secret, Exit> {
+    let read = source.read_api_key(path);
+    read.map_err(|text| Exit::usage(format!("error: {name} {text}")))
+}
+
+/// Takes the key that a variable holds; nothing where it is not set.
+fn given_key(source: &Source, variable: &str) -> Option<Result<Secret, Exit>> {
+    let key = source.variable(variable)?.to_str();
+    let key = key.and_then(Source::parse_api_key);
+    Some(key.ok_or_else(|| Exit::usage(format!("error: {variable} does not hold an API key"))))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::path::Path;
 
     use crate::config::{FileContent, Files, Flags};
 

@@ -56,7 +56,7 @@ fn help_and_version_are_answers() {
     ] {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb} in {help}");
     }
-    for later in ["keys", "accounts", "openapi"] {
+    for later in ["accounts", "openapi"] {
         assert!(!help.contains(later), "{later} in {help}");
     }
     assert!(matches!(parse("version"), Ok(Verb::Version)));
@@ -66,7 +66,7 @@ fn help_and_version_are_answers() {
 #[test]
 fn later_verbs_are_refused_by_name() {
     for line in [
-        "keys create",
+        "token mint",
         "audit verify --help",
         "accounts set 1 --paid true",
         "token mint --user-id 1",
@@ -422,6 +422,67 @@ fn sealing_keys_are_made_and_rotated() {
     let store = config.store.file(&config.state_dir);
     assert_eq!(store.as_deref(), Some(Path::new("/r")));
     for line in ["seal", "seal rotate --listen a", "seal generate --new-key"] {
+        assert_eq!(parse(line).unwrap_err().code, 64, "{line}");
+    }
+}
+
+#[test]
+fn keys_of_tenants_are_created_listed_and_revoked() {
+    let id = "key_0123456789abcdef0123456789abcdef";
+    let acme = crate::id::TenantId::new("acme");
+    for (line, expected) in [
+        (
+            "keys create".to_owned(),
+            KeysAction::Create {
+                tenant: crate::id::TenantId::new("default"),
+                label: String::new(),
+                new_tenant: false,
+            },
+        ),
+        (
+            "keys create --tenant acme --label ci --new-tenant".to_owned(),
+            KeysAction::Create {
+                tenant: acme.clone(),
+                label: "ci".to_owned(),
+                new_tenant: true,
+            },
+        ),
+        ("keys list".to_owned(), KeysAction::List { tenant: None }),
+        (
+            "keys list --tenant acme".to_owned(),
+            KeysAction::List {
+                tenant: Some(acme.clone()),
+            },
+        ),
+        (
+            format!("keys revoke {id} --tenant acme"),
+            KeysAction::Revoke {
+                tenant: acme,
+                key: crate::id::ApiKeyId::parse(id).unwrap(),
+            },
+        ),
+    ] {
+        for (way, is_remote) in [
+            ("--state-dir /s --store redb:/r --config c", false),
+            ("--server http://a --admin-key-file k --ca r", true),
+        ] {
+            let Verb::Keys(keys) = parse(&format!("{line} {way}")).unwrap() else {
+                panic!("{line}");
+            };
+            assert_eq!(keys.action, expected, "{line}");
+            assert_eq!(keys.server.url.is_some(), is_remote, "{line} {way}");
+        }
+    }
+    for line in [
+        "keys",
+        "keys create --tenant A",
+        "keys create --new-tenant",
+        "keys create --server http://a --state-dir /s",
+        "keys create --admin-key-file k",
+        "keys revoke",
+        "keys revoke key_1",
+        "keys list --listen a",
+    ] {
         assert_eq!(parse(line).unwrap_err().code, 64, "{line}");
     }
 }

@@ -12,6 +12,7 @@ use super::source::{Flags, Source};
 use super::value::UnscopedSecrets;
 use super::{Config, Origin, Problem, Problems, loopback};
 use crate::policy::{AddressRules, Refused, vet};
+use crate::secret::Fingerprint;
 use crate::upstream::UpstreamProxy;
 
 const LISTEN: &str = "proxy.listen";
@@ -19,6 +20,10 @@ const TLS_LISTEN: &str = "proxy.tls_listen";
 const ADMIN_LISTEN: &str = "admin.listen";
 const API_KEY: &str = "api_key";
 const API_KEY_FILE: &str = "api_key_file";
+const ADMIN_KEY: &str = "admin_key";
+const ADMIN_KEY_FILE: &str = "admin_key_file";
+/// The fewest characters of the operator's key, who may do everything.
+const ADMIN_KEY_LEAST_CHARACTERS: usize = 32;
 const STATE_DIR: &str = "state_dir";
 const TLS_CERT: &str = "proxy.tls_cert";
 const TLS_KEY: &str = "proxy.tls_key";
@@ -52,6 +57,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     reading.read_flags(source.flags());
     apply_dev(&mut reading);
     read_api_key(&mut reading, source);
+    read_admin_key(&mut reading, source);
     find_state_dir(&mut reading, source);
     check_listeners(&mut reading);
     check_tls(&mut reading);
@@ -109,6 +115,7 @@ fn finish(reading: Reading) -> Result<Config, Problems> {
         state_dir,
         unscoped_secrets,
         api_key_file: _,
+        admin_key_file: _,
         upstream_proxy_file: _,
     } = draft;
     config.state_dir = state_dir.unwrap_or_default();
@@ -157,6 +164,39 @@ fn read_api_key(reading: &mut Reading, source: &Source) {
         ),
         (_, None) => {}
     }
+}
+
+fn read_admin_key(reading: &mut Reading, source: &Source) {
+    if !reading.trusts(&[ADMIN_KEY, ADMIN_KEY_FILE]) {
+        return;
+    }
+    let mut place = ADMIN_KEY;
+    if let Some(path) = reading.draft.admin_key_file.take() {
+        place = ADMIN_KEY_FILE;
+        let origin = reading.origin(place);
+        if reading.draft.config.admin_key.is_some() {
+            let other = reading.origin(ADMIN_KEY);
+            let expectation = format!("is given beside the key itself ({other})");
+            return reading.report(place, expectation, origin);
+        }
+        match source.read_api_key(&path) {
+            Ok(key) => reading.draft.config.admin_key = Some(key),
+            Err(expectation) => return reading.report(place, expectation, origin),
+        }
+    }
+    let Some(key) = &reading.draft.config.admin_key else {
+        return;
+    };
+    let tenant = reading.draft.config.api_key.as_ref();
+    let expectation = if key.len() < ADMIN_KEY_LEAST_CHARACTERS {
+        format!("expects at least {ADMIN_KEY_LEAST_CHARACTERS} characters")
+    } else if tenant.is_some_and(|tenant| Fingerprint::of(tenant.expose()).matches(key.expose())) {
+        "expects another key than api_key".to_owned()
+    } else {
+        return;
+    };
+    let origin = reading.origin(place);
+    reading.report(place, expectation, origin);
 }
 
 /// Refuses sealing keys from two places: nobody could say which of them seal.

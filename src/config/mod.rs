@@ -49,6 +49,8 @@ pub struct Config {
     pub limits: Limits,
     /// The tenant's key; absent only with `dev`, where one is generated into the state directory.
     pub api_key: Option<Secret>,
+    /// The operator's key; without one nobody is the operator.
+    pub admin_key: Option<Secret>,
     /// Where the CA, generated keys and the store lie.
     pub state_dir: PathBuf,
     /// The form of the log on stderr.
@@ -75,6 +77,7 @@ impl Default for Config {
             admin: Admin::default(),
             limits: Limits::default(),
             api_key: None,
+            admin_key: None,
             state_dir: PathBuf::new(),
             log: LogFormat::Json,
             danger_unscoped_secrets: false,
@@ -217,6 +220,12 @@ pub struct Limits {
     pub session_burst: u32,
     /// Upstream connections that one session keeps for its next exchanges.
     pub session_pool: usize,
+    /// Live sessions of one tenant that has no limit of its own; none for any number.
+    pub tenant_sessions: Option<u32>,
+    /// Requests of such a tenant to the management API a second; none for any number.
+    pub tenant_requests_per_second: Option<u32>,
+    /// Requests of one tenant at once, where their rate is limited.
+    pub tenant_burst: u32,
     /// Tokens swapped in one request.
     pub swaps: u32,
     /// The bytes of the body of a request; none for any number.
@@ -275,6 +284,9 @@ impl Default for Limits {
             session_requests_per_second: None,
             session_burst: 200,
             session_pool: 128,
+            tenant_sessions: None,
+            tenant_requests_per_second: None,
+            tenant_burst: 200,
             swaps: 1_000,
             request_body_bytes: None,
             head_bytes: 64 * 1024,

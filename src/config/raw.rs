@@ -20,8 +20,6 @@ use super::value::Raw;
 use super::{Origin, Problem};
 
 const LATER: &str = "not available in this version";
-/// Variables without a key of the file that later versions read.
-const LATER_VARIABLES: &[&str] = &["OSHU_VAULT_ADMIN_KEY", "OSHU_VAULT_ADMIN_KEY_FILE"];
 
 /// What the walk has gathered.
 #[derive(Default)]
@@ -177,9 +175,6 @@ impl Reading {
     fn check_variable(&mut self, name: &OsStr) {
         let name = name.to_string_lossy();
         let origin = Origin::Environment(name.clone().into_owned());
-        if LATER_VARIABLES.contains(&name.as_ref()) {
-            return self.report("admin_key", LATER, origin);
-        }
         let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else {
             return;
         };

@@ -13,7 +13,6 @@ pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
 
 /// Keys, and sections with all their keys, that later versions have.
 const LATER: &[&str] = &[
-    "admin_key",
     "api",
     "audit",
     "gateway",
@@ -72,6 +71,7 @@ pub struct Setting {
 pub(super) struct Draft {
     pub(super) config: Config,
     pub(super) api_key_file: Option<PathBuf>,
+    pub(super) admin_key_file: Option<PathBuf>,
     pub(super) upstream_proxy_file: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) unscoped_secrets: UnscopedSecrets,
@@ -82,6 +82,7 @@ impl Draft {
     pub(super) fn of(config: &Config) -> Self {
         Self {
             api_key_file: None,
+            admin_key_file: None,
             upstream_proxy_file: None,
             state_dir: Some(config.state_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             unscoped_secrets: if config.danger_unscoped_secrets {
@@ -226,6 +227,13 @@ pub const SETTINGS: &[Setting] = &[
         "A file that holds the tenant's API key, readable by its owner alone (mode 0600 or 0400). \
          The other way is the environment variable SECRETS_PROXY_API_KEY; one of them is needed \
          without --dev, both together are refused. The key itself never stands in this file."),
+    setting!("admin_key", config.admin_key, Environment("OSHU_VAULT_ADMIN_KEY"), None, "\"\"",
+        "The operator's key, for /v1/tenants: 32 to 512 visible characters."),
+    setting!("admin_key_file", admin_key_file, AnywhereAs("OSHU_VAULT_ADMIN_KEY_FILE"), None,
+        "\"/run/secrets/oshu-vault-admin-key\"",
+        "A file that holds the operator's key, readable by its owner alone: 32 to 512 visible \
+         characters. The other way is the environment variable OSHU_VAULT_ADMIN_KEY. Without \
+         either /v1/tenants answers 404 to everybody."),
     setting!("state_dir", state_dir, Anywhere, Some("state-dir"), "\"/var/lib/oshu-vault\"",
         "Where the CA, generated keys and the store lie. Without it: $XDG_STATE_HOME/oshu-vault, \
          else $HOME/.local/state/oshu-vault."),
@@ -361,6 +369,14 @@ pub const SETTINGS: &[Setting] = &[
         "200", "Requests of one session that may come at once where their rate is limited."),
     setting!("limits.session_pool", config.limits.session_pool, Anywhere, None,
         "128", "Upstream connections that one session keeps for its next exchanges, for 20 seconds."),
+    setting!("limits.tenant_sessions", config.limits.tenant_sessions, Anywhere, None, "1000",
+        "Live sessions of one tenant, or none, unless its record says otherwise. One more is \
+         answered 429."),
+    setting!("limits.tenant_requests_per_second", config.limits.tenant_requests_per_second,
+        Anywhere, None, "50", "Requests of one tenant to the management API a second in the long \
+         run, or none, unless its record says otherwise. More are answered 429."),
+    setting!("limits.tenant_burst", config.limits.tenant_burst, Anywhere, None,
+        "200", "Requests of one tenant that may come at once where their rate is limited."),
     setting!("limits.swaps", config.limits.swaps, Anywhere, None,
         "1000", "Sealed tokens swapped in one head, or one body. More are answered 431 and 413."),
     setting!("limits.request_body_bytes", config.limits.request_body_bytes, Anywhere, None,

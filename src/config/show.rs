@@ -17,6 +17,9 @@ pub(super) fn redacted(config: &Config) -> String {
         Some(_) => "# api_key: set (redacted)\n",
         None => "# api_key: generated into the state directory\n",
     });
+    if config.admin_key.is_some() {
+        text.push_str("# admin_key: set (redacted)\n");
+    }
     let draft = Draft::of(config);
     each(|setting, section| {
         open(&mut text, section);

@@ -6,6 +6,7 @@
 //! `session` for rotations.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ pub struct Records {
 }
 
 /// The records of one kind, as they were found.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Found {
     /// Those that opened.
     pub opened: Vec<(RecordKey, Zeroizing<Vec<u8>>)>,
@@ -40,6 +41,9 @@ pub enum Refused {
     /// It was sealed by nobody, for another name or kind, or under a key that is gone.
     #[error("it does not open: {0}")]
     Sealed(#[from] seal::Error),
+    /// It opens, and this version cannot read it.
+    #[error("it cannot be read by this version")]
+    Unreadable,
     /// No record can stand under its key.
     #[error("its key is none of ours")]
     Strange,
@@ -133,6 +137,17 @@ impl Records {
             done.reseal(self.store.as_ref(), &keyring, &key).await?;
         }
         Ok(done)
+    }
+}
+
+impl fmt::Debug for Found {
+    /// Shows which records there are, and nothing of what they hold.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let opened: Vec<_> = self.opened.iter().map(|(key, _)| key).collect();
+        f.debug_struct("Found")
+            .field("opened", &opened)
+            .field("refused", &self.refused)
+            .finish()
     }
 }
 

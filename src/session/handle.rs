@@ -20,6 +20,7 @@ use crate::id::{SessionId, TenantId};
 use crate::policy::{AddressRules, Denial, Grant, Scheme};
 use crate::secret::Fingerprint;
 use crate::serve::Seats;
+use crate::tenant::Place;
 use crate::upstream::Pool;
 
 /// Counts what a session did.
@@ -46,6 +47,8 @@ pub(super) struct Standing {
 pub struct SessionHandle {
     pub(super) id: SessionId,
     pub(super) tenant: TenantId,
+    /// Among the sessions of the tenant, until this one ends.
+    pub(super) place: Place,
     pub(super) credential: Fingerprint,
     pub(super) created: SystemTime,
     pub(super) life: Life,
@@ -212,11 +215,12 @@ impl SessionHandle {
         tracing::debug!(session = %self.id, cut, "session patched");
     }
 
-    /// Cuts all that is open, for good.
-    pub(super) fn end(&self) {
+    /// Cuts all that is open, for good. Tells whether this is the first time.
+    pub(super) fn end(&self) -> bool {
         self.cut.cancel();
         self.open.seats.end();
         self.pool.close();
+        self.place.leave()
     }
 }
 

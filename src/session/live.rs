@@ -11,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use dashmap::DashMap;
-use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::Error;
@@ -31,6 +30,7 @@ use crate::seal::Keyring;
 use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
 use crate::store::{Row, RowKey, Store};
+use crate::tenant::{Place, Tenants};
 use crate::upstream::Pool;
 
 /// The proof that a caller is a session's workload.
@@ -81,6 +81,7 @@ pub struct Sessions {
     /// What else is kept under the same keyring.
     pub(super) records: Arc<Records>,
     pub(super) options: Options,
+    pub(super) tenants: Arc<Tenants>,
     quotas: Quotas,
     rules: Arc<AddressRules>,
     audit: Sink,
@@ -111,6 +112,7 @@ impl Sessions {
             keyring,
             records,
             options,
+            tenants: Arc::new(Tenants::any()),
             quotas: Quotas::default(),
             rules,
             audit,
@@ -126,6 +128,18 @@ impl Sessions {
     pub fn with_quotas(mut self, quotas: Quotas) -> Self {
         self.quotas = quotas;
         self
+    }
+
+    /// Sets whose sessions there may be. Without this any tenant is taken for one that stands.
+    #[must_use]
+    pub fn with_tenants(mut self, tenants: Arc<Tenants>) -> Self {
+        self.tenants = tenants;
+        self
+    }
+
+    /// Returns the tenants.
+    pub fn tenants(&self) -> &Arc<Tenants> {
+        &self.tenants
     }
 
     /// Returns what keeps other records under the keyring of the sessions: a rotation takes both.
@@ -149,13 +163,17 @@ impl Sessions {
     /// Creates a session: checked, durable, then live.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with every bad field; [`Error::Store`].
+    /// [`Error::Invalid`] with every bad field; [`Error::TenantSessions`]; [`Error::NoTenant`];
+    /// [`Error::Store`].
     pub async fn create(&self, tenant: &TenantId, form: Form) -> Result<Created, Error> {
         let spec = Spec::parse(&form, &self.options).map_err(Error::Invalid)?;
+        let place = self.place(tenant)?;
         let (id, credential) = (SessionId::generate(), Credential::generate());
         let (view, sealed_secrets) = make_view(&spec, 1, None);
         let mut audit = self.record(tenant, &id, "created");
-        let (created, fingerprint) = (SystemTime::now(), credential.fingerprint());
+        // Never older than its tenant, also where the clock was set back.
+        let created = SystemTime::now().max(place.tenant().created());
+        let fingerprint = credential.fingerprint();
         let written = Written {
             form: &form,
             view: &view,
@@ -168,6 +186,7 @@ impl Sessions {
         let handle = Arc::new(self.handle(Begun {
             id: id.clone(),
             tenant: tenant.clone(),
+            place,
             credential: fingerprint,
             created,
             life: Life::new(self.clock.clone(), spec.ttl, spec.max_lifetime),
@@ -178,6 +197,12 @@ impl Sessions {
             },
         }));
         self.table.insert(id, Arc::clone(&handle));
+        if handle.is_cut() {
+            // Its tenant ended meanwhile, and whoever ended it may not have seen this one.
+            handle.end();
+            self.forget(&handle).await?;
+            return Err(Error::NoTenant);
+        }
         audit.decision(Decision::Allowed, "ok");
         Ok(Created {
             handle,
@@ -192,13 +217,14 @@ impl Sessions {
         SessionHandle {
             id: begun.id,
             tenant: begun.tenant,
+            cut: begun.place.tenant().cut().child_token(),
+            place: begun.place,
             credential: begun.credential,
             created: begun.created,
             life: begun.life,
             version: AtomicU64::new(begun.standing.view.version),
             standing: RwLock::new(Arc::new(begun.standing)),
             changing: tokio::sync::Mutex::new(()),
-            cut: CancellationToken::new(),
             pool: Pool::keeping(self.quotas.pool),
             rules: Arc::clone(&self.rules),
             open: Open::new(self.quotas),
@@ -378,6 +404,7 @@ impl Sessions {
 pub(super) struct Begun {
     pub(super) id: SessionId,
     pub(super) tenant: TenantId,
+    pub(super) place: Place,
     pub(super) credential: Fingerprint,
     pub(super) created: SystemTime,
     pub(super) life: Life,

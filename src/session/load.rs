@@ -117,6 +117,9 @@ impl Sessions {
     /// Makes a session live again. Tells whether it lives; one that expired enters the table cut,
     /// so that its row is deleted as that of any other.
     fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
+        let tenant = self.tenants.find(&key.tenant);
+        let tenant = tenant.filter(|tenant| tenant.created() <= record.created);
+        let place = tenant.ok_or(Refused::NoTenant)?.place_for_known();
         let spec = Spec::parse(&record.form, &self.options).map_err(|_fields| Refused::Invalid)?;
         let tokens = record
             .tokens
@@ -140,6 +143,7 @@ impl Sessions {
         let handle = Arc::new(self.handle(Begun {
             id: key.session.clone(),
             tenant: key.tenant.clone(),
+            place,
             credential: record.credential,
             created: record.created,
             life,

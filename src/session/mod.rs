@@ -16,6 +16,7 @@ mod record;
 mod rotate;
 mod spec;
 mod sweep;
+mod tenants;
 mod view;
 
 pub use capture::{CAPTURED_LIMIT, CaptureForm};
@@ -39,6 +40,15 @@ pub enum Error {
     /// Fields of the form are bad; every one is listed.
     #[error("fields of the session are invalid")]
     Invalid(Vec<FieldError>),
+    /// The tenant is not there, or may do nothing.
+    #[error("there is no such tenant")]
+    NoTenant,
+    /// The tenant has as many live sessions as it may.
+    #[error("the tenant has as many sessions as it may")]
+    TenantSessions,
+    /// The tenant cannot be ended.
+    #[error("the tenant cannot be ended")]
+    Tenant(#[source] crate::tenant::Error),
     /// The tenant has no such session.
     #[error("there is no such session")]
     NotFound,

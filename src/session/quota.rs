@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::SessionHandle;
 use crate::host::HostPort;
+use crate::pace::Pace;
 use crate::serve::Seats;
 
 /// How much one session may have open.
@@ -189,39 +190,6 @@ impl Open {
     }
 }
 
-/// A bucket of tokens that fills with time, by the time at which it would be full again (the generic
-/// cell rate algorithm). It asks no timer: only requests look at it.
-#[derive(Debug)]
-struct Pace {
-    /// How long one token takes.
-    interval: Duration,
-    /// How far ahead of its time the bucket may be drawn on.
-    ahead: Duration,
-    full_at: Mutex<Instant>,
-}
-
-impl Pace {
-    fn new(per_second: u32, burst: u32) -> Self {
-        let interval = Duration::from_secs(1) / per_second.max(1);
-        Self {
-            interval,
-            ahead: interval.saturating_mul(burst.saturating_sub(1)),
-            full_at: Mutex::new(Instant::now()),
-        }
-    }
-
-    /// Takes a token, or says when there is one again.
-    fn take(&self, now: Instant) -> Result<(), Duration> {
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let owed = full_at.saturating_duration_since(now);
-        if owed > self.ahead {
-            return Err(owed.saturating_sub(self.ahead));
-        }
-        *full_at = now + owed + self.interval;
-        Ok(())
-    }
-}
-
 /// An exchange in flight: keeps its session from expiring for want of use.
 #[derive(Debug)]
 pub struct ExchangeGuard(Option<Arc<SessionHandle>>);
@@ -254,30 +222,6 @@ mod tests {
 
     fn target() -> HostPort {
         HostPort::parse("api.example.com:443").unwrap()
-    }
-
-    #[test]
-    fn a_bucket_gives_its_burst_and_then_its_rate() {
-        let start = Instant::now();
-        let pace = Pace::new(10, 3);
-        let at = |millis| start + Duration::from_millis(millis);
-        *pace.full_at.lock().unwrap() = start;
-        for (millis, expected) in [
-            (0, Ok(())),
-            (0, Ok(())),
-            (0, Ok(())),
-            (0, Err(Duration::from_millis(100))),
-            (40, Err(Duration::from_millis(60))),
-            (100, Ok(())),
-            (150, Err(Duration::from_millis(50))),
-            // Full again, and no fuller.
-            (5_000, Ok(())),
-            (5_000, Ok(())),
-            (5_000, Ok(())),
-            (5_000, Err(Duration::from_millis(100))),
-        ] {
-            assert_eq!(pace.take(at(millis)), expected, "{millis} ms");
-        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,6 +40,8 @@ pub(super) enum Refused {
     Unreadable,
     #[error("its record is of another form: {0}")]
     Format(u32),
+    #[error("its tenant is not there, or another of this name")]
+    NoTenant,
     #[error("this configuration does not allow it")]
     Invalid,
 }

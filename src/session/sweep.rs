@@ -23,9 +23,12 @@ impl Sessions {
         for handle in self.all() {
             if !handle.is_over() {
                 handle.pool.sweep();
-            } else if !handle.is_cut() {
-                let mut audit = self.record(&handle.tenant, &handle.id, "expired");
-                handle.end();
+                continue;
+            }
+            // What was cut with its tenant, and has not ended yet.
+            let action = if handle.is_cut() { "ended" } else { "expired" };
+            if handle.end() {
+                let mut audit = self.record(&handle.tenant, &handle.id, action);
                 audit.decision(Decision::Allowed, "ok");
             }
         }
@@ -85,7 +88,7 @@ impl Sessions {
         }
     }
 
-    fn all(&self) -> Vec<Arc<SessionHandle>> {
+    pub(super) fn all(&self) -> Vec<Arc<SessionHandle>> {
         let all = self.table.iter();
         all.map(|entry| Arc::clone(entry.value())).collect()
     }

@@ -1,11 +1,12 @@
-//! Who calls the management API: an API key becomes a tenant.
+//! Who calls the management API: an API key becomes a tenant, or the operator.
 //!
-//! A [`Caller`] is made here only, so a handler that takes one cannot be reached without a key.
-//! No key configured never means allow; keys are kept as fingerprints and compared in constant
-//! time. Called by every handler of the management API.
+//! A [`Caller`] and an [`Admin`] are made here only, so a handler that takes one cannot be reached
+//! without a key. No key configured never means allow; keys are kept as fingerprints. A caller whose
+//! tenant asks too fast is told to wait. Called by every handler of the management API.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{FromRef, FromRequestParts};
 use http::header::AUTHORIZATION;
@@ -17,20 +18,30 @@ use super::{API_KEY, Connection, carries_credential};
 use crate::id::TenantId;
 use crate::secret::Fingerprint;
 use crate::serve::{Newcomer, Throttle};
+use crate::tenant::{Tenant, Tenants};
 
-/// The API keys of all tenants, and who has failed to show one.
+/// The API keys of all tenants, that of the operator, and who has failed to show one.
 pub struct ApiKeys {
-    keys: Vec<(TenantId, Fingerprint)>,
+    tenants: Arc<Tenants>,
+    admin: Option<Fingerprint>,
     throttle: Option<Arc<Throttle>>,
 }
 
 impl ApiKeys {
-    /// Takes the keys as fingerprints. A tenant may have several; with none, every call is refused.
-    pub fn new(keys: Vec<(TenantId, Fingerprint)>) -> Self {
+    /// Takes the keys that the tenants have at each moment. With none, every call is refused.
+    pub fn new(tenants: Arc<Tenants>) -> Self {
         Self {
-            keys,
+            tenants,
+            admin: None,
             throttle: None,
         }
+    }
+
+    /// Sets the operator's key. Without one nobody is the operator.
+    #[must_use]
+    pub fn with_admin(mut self, key: Option<Fingerprint>) -> Self {
+        self.admin = key;
+        self
     }
 
     /// Holds back addresses that show wrong keys.
@@ -40,70 +51,47 @@ impl ApiKeys {
         self
     }
 
-    /// Says no to a call. One without a key is no attempt.
-    fn refuse(&self, parts: &Parts) -> Failure {
+    /// Says no to a call, in this way unless its address has failed too often. One without a key is
+    /// no attempt.
+    fn refuse(&self, parts: &Parts, failure: Failure) -> Failure {
         let from = parts.extensions.get::<Connection>();
         let counted = from.filter(|_| carries_credential(&parts.headers));
         let held = match (&self.throttle, counted) {
             (Some(throttle), Some(from)) => throttle.failed(from.peer.ip()),
             _ => Ok(()),
         };
-        held.map_or_else(Failure::TooManyAttempts, |()| Failure::Unauthenticated)
+        held.map_or_else(Failure::TooManyAttempts, |()| failure)
     }
 
-    /// Finds whose key this is. Every kept key is looked at, wherever the match stands.
-    fn find(&self, key: &[u8]) -> Option<&TenantId> {
-        if key.is_empty() {
-            return None;
-        }
-        self.keys.iter().fold(None, |found, (tenant, kept)| {
-            let matches = kept.matches(key);
-            if matches { Some(tenant) } else { found }
-        })
+    fn is_admin(&self, key: &[u8]) -> bool {
+        let kept = self.admin.as_ref().filter(|_| !key.is_empty());
+        kept.is_some_and(|kept| kept.matches(key))
     }
 }
 
 impl fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ApiKeys({})", self.keys.len())
+        f.debug_struct("ApiKeys")
+            .field("has_admin", &self.admin.is_some())
+            .finish_non_exhaustive()
     }
 }
 
 /// The proof that a call came with a tenant's API key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Caller {
-    tenant: TenantId,
+    tenant: Arc<Tenant>,
 }
 
 impl Caller {
     /// Returns the tenant.
     pub fn tenant(&self) -> &TenantId {
-        &self.tenant
+        self.tenant.id()
     }
 
-    fn check(headers: &HeaderMap, keys: &ApiKeys) -> Result<Self, Failure> {
-        let bearer = headers.get_all(AUTHORIZATION).iter().map(bearer);
-        let plain = headers
-            .get_all(API_KEY)
-            .iter()
-            .map(|value| Some(value.as_bytes()));
-        let mut presented: Option<&[u8]> = None;
-        for key in bearer.chain(plain) {
-            // Another scheme, or a second key that differs: which one counts is anybody's guess.
-            let key = key
-                .map(<[u8]>::trim_ascii)
-                .ok_or(Failure::Unauthenticated)?;
-            if presented.is_some_and(|before| before != key) {
-                return Err(Failure::Unauthenticated);
-            }
-            presented = Some(key);
-        }
-        let tenant = presented
-            .and_then(|key| keys.find(key))
-            .ok_or(Failure::Unauthenticated)?;
-        Ok(Self {
-            tenant: tenant.clone(),
-        })
+    fn check(headers: &HeaderMap, keys: &ApiKeys) -> Option<Self> {
+        let tenant = keys.tenants.by_key(presented(headers)?)?;
+        Some(Self { tenant })
     }
 }
 
@@ -116,14 +104,65 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let keys: Arc<ApiKeys> = Arc::from_ref(state);
-        let Ok(caller) = Self::check(&parts.headers, &keys) else {
-            return Err(keys.refuse(parts));
+        let Some(caller) = Self::check(&parts.headers, &keys) else {
+            return Err(keys.refuse(parts, Failure::Unauthenticated));
         };
         if let Some(newcomer) = parts.extensions.get::<Newcomer>() {
             newcomer.known();
         }
+        let paced = caller.tenant.request(Instant::now());
+        paced.map_err(Failure::TenantRate)?;
         Ok(caller)
     }
+}
+
+/// The proof that a call came with the operator's key. To everybody else, tenants included, there is
+/// nothing where it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Admin(());
+
+impl<S> FromRequestParts<S> for Admin
+where
+    S: Send + Sync,
+    Arc<ApiKeys>: FromRef<S>,
+{
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let keys: Arc<ApiKeys> = Arc::from_ref(state);
+        let key = presented(&parts.headers);
+        let is_admin = key.is_some_and(|key| keys.is_admin(key));
+        if !is_admin {
+            if Caller::check(&parts.headers, &keys).is_some() {
+                // A right key, in the wrong place, is no attempt.
+                return Err(Failure::NotFound);
+            }
+            return Err(keys.refuse(parts, Failure::NotFound));
+        }
+        if let Some(newcomer) = parts.extensions.get::<Newcomer>() {
+            newcomer.known();
+        }
+        Ok(Self(()))
+    }
+}
+
+/// Returns the one key of a call; nothing where there is none, or where which one counts is
+/// anybody's guess: another scheme, or a second key that differs.
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get_all(AUTHORIZATION).iter().map(bearer);
+    let plain = headers
+        .get_all(API_KEY)
+        .iter()
+        .map(|value| Some(value.as_bytes()));
+    let mut presented: Option<&[u8]> = None;
+    for key in bearer.chain(plain) {
+        let key = key.map(<[u8]>::trim_ascii)?;
+        if presented.is_some_and(|before| before != key) {
+            return None;
+        }
+        presented = Some(key);
+    }
+    presented
 }
 
 /// Returns the key after `Bearer` and a space, in any case (RFC 9110 §11.1, RFC 6750 §2.1).
@@ -136,13 +175,15 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
+    fn of(keys: &[(&str, &str)]) -> ApiKeys {
+        let tenants = keys.iter().fold(Tenants::any(), |tenants, (tenant, key)| {
+            tenants.with_key(&TenantId::new(tenant), Fingerprint::of(key.as_bytes()))
+        });
+        ApiKeys::new(Arc::new(tenants))
+    }
+
     fn keys() -> ApiKeys {
-        let key = |tenant, key: &[u8]| (TenantId::new(tenant), Fingerprint::of(key));
-        ApiKeys::new(vec![
-            key("one", b"key-1"),
-            key("one", b"key-1b"),
-            key("two", b"key-2"),
-        ])
+        of(&[("one", "key-1"), ("one", "key-1b"), ("two", "key-2")])
     }
 
     type Fields<'a> = &'a [(&'static str, &'a str)];
@@ -152,11 +193,8 @@ mod tests {
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        match Caller::check(&headers, keys) {
-            Ok(caller) => Some(caller.tenant().as_str().to_owned()),
-            Err(Failure::Unauthenticated) => None,
-            Err(other) => panic!("{other}"),
-        }
+        let caller = Caller::check(&headers, keys);
+        caller.map(|caller| caller.tenant().as_str().to_owned())
     }
 
     #[test]
@@ -189,11 +227,28 @@ mod tests {
 
     #[test]
     fn no_key_configured_allows_nobody() {
-        let none = ApiKeys::new(Vec::new());
+        let none = of(&[]);
         for fields in [&[][..], &[("x-api-key", "")], &[("x-api-key", "key-1")]] {
             assert_eq!(tenant(fields, &none), None, "{fields:?}");
         }
-        let empty = ApiKeys::new(vec![(TenantId::new("one"), Fingerprint::of(b""))]);
+        let empty = of(&[("one", "")]);
         assert_eq!(tenant(&[("x-api-key", "")], &empty), None);
+    }
+
+    #[test]
+    fn only_the_admin_key_is_the_operator_s() {
+        let keys = keys().with_admin(Some(Fingerprint::of(b"admin-key")));
+        for (key, expected) in [
+            (&b"admin-key"[..], true),
+            (b"admin-ke", false),
+            (b"key-1", false),
+            (b"", false),
+        ] {
+            assert_eq!(keys.is_admin(key), expected, "{key:?}");
+        }
+        assert!(!of(&[]).is_admin(b""));
+        let empty = of(&[]).with_admin(Some(Fingerprint::of(b"")));
+        assert!(!empty.is_admin(b""));
+        assert_eq!(tenant(&[("x-api-key", "admin-key")], &keys), None);
     }
 }

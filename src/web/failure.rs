@@ -17,11 +17,15 @@ use serde_json::{Value, json};
 
 use crate::id::{RequestId, SessionId};
 use crate::session::{Error, FieldError};
+use crate::tenant;
 
 /// The most bad fields that one answer lists.
 const ERRORS_LIMIT: usize = 100;
 /// The longest path of a field that is told, in characters: names are the caller's own text.
 const FIELD_LIMIT: usize = 256;
+
+/// When to look again whether a tenant has room for a session: nobody knows when one ends.
+const SESSIONS_WAIT: Duration = Duration::from_secs(5);
 
 /// A typed reason why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,17 @@ pub enum Failure {
     /// No API key, a wrong one, or two different ones.
     #[error("an API key is needed: Authorization: Bearer KEY, or x-api-key: KEY")]
     Unauthenticated,
+    /// What is asked for stands against what there is: a stable code, and why.
+    #[error("{1}")]
+    Conflict(&'static str, &'static str),
+    /// The tenant's requests come too fast; the next is taken after this time.
+    #[error("the tenant's requests come too fast: ask the operator for another rate")]
+    TenantRate(Duration),
+    /// The tenant has as many live sessions as it may.
+    #[error(
+        "the tenant has as many live sessions as it may: end some, or ask the operator for more"
+    )]
+    TenantSessions,
     /// The body's content type or coding is not taken here.
     #[error("the body must be JSON, without a content coding")]
     UnsupportedMedia,
@@ -90,9 +105,38 @@ impl From<Error> for Failure {
         match error {
             Error::Invalid(errors) => Self::Invalid(errors),
             Error::NotFound => Self::NotFound,
+            // Its key was refused a moment later.
+            Error::NoTenant => Self::Unauthenticated,
+            Error::TenantSessions => Self::TenantSessions,
             // Nothing is captured for a caller of the API.
-            Error::Store(_) => Self::Store(error),
+            Error::Store(_) | Error::Tenant(tenant::Error::Store(_)) => Self::Store(error),
+            Error::Tenant(error) => error.into(),
             Error::CaptureLimit | Error::Keys(_) => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<tenant::Error> for Failure {
+    fn from(error: tenant::Error) -> Self {
+        use tenant::Error as E;
+        match error {
+            E::Configured => Self::Conflict(
+                "tenant_is_configured",
+                "the tenant of the configured API key can be neither disabled nor deleted",
+            ),
+            E::Exists => Self::Conflict("tenant_exists", "there is a tenant of this name"),
+            E::KeyInUse => Self::Conflict("key_in_use", "the API key is in use"),
+            E::KeyLimit => Self::Conflict("too_many_keys", "the tenant has as many keys as it may"),
+            E::NotFound => Self::NotFound,
+            E::Refused(_) => Self::Conflict(
+                "record_refused",
+                "the tenant's record in the store is refused: see the log",
+            ),
+            E::Store(_) => Self::Store(Error::Tenant(error)),
+            E::TenantLimit => Self::Conflict(
+                "too_many_tenants",
+                "there are as many tenants as there may be",
+            ),
         }
     }
 }
@@ -104,6 +148,7 @@ impl Failure {
             Self::AlreadyCreated(_) => (StatusCode::CONFLICT, "already_created"),
             Self::BadJson(..) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::Conflict(code, _) => (StatusCode::CONFLICT, code),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::DuplicateKey(_) => (StatusCode::BAD_REQUEST, "duplicate_key"),
             Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "too_many_idempotency_keys"),
@@ -116,6 +161,8 @@ impl Failure {
             Self::Store(_) | Self::StoreDown(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
             }
+            Self::TenantRate(_) => (StatusCode::TOO_MANY_REQUESTS, "tenant_rate_limit"),
+            Self::TenantSessions => (StatusCode::TOO_MANY_REQUESTS, "tenant_session_limit"),
             Self::TlsRequired => (StatusCode::FORBIDDEN, "tls_required"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::TooManyAttempts(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_auth_failures"),
@@ -164,12 +211,21 @@ impl Failure {
             }
             _ => {}
         }
-        if let Self::TooManyAttempts(wait) = self {
+        if let Some(wait) = self.wait() {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, seconds.max(1).into());
         }
         if !head {
             *response.body_mut() = Body::from(problem.to_string());
+        }
+    }
+
+    /// Returns how long the caller is to wait.
+    fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::TenantRate(wait) | Self::TooManyAttempts(wait) => Some(*wait),
+            Self::TenantSessions => Some(SESSIONS_WAIT),
+            _ => None,
         }
     }
 
@@ -252,6 +308,19 @@ mod tests {
             (Failure::MethodNotAllowed, 405, "method_not_allowed", None),
             (Failure::NotFound, 404, "not_found", None),
             (Failure::TlsRequired, 403, "tls_required", None),
+            (
+                Failure::TenantSessions,
+                429,
+                "tenant_session_limit",
+                Some(RETRY_AFTER),
+            ),
+            (
+                Failure::TenantRate(Duration::from_millis(1)),
+                429,
+                "tenant_rate_limit",
+                Some(RETRY_AFTER),
+            ),
+            (tenant::Error::Exists.into(), 409, "tenant_exists", None),
             (
                 Failure::Unauthenticated,
                 401,

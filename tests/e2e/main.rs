@@ -58,6 +58,7 @@ mod swap_basic;
 mod swap_body;
 mod swap_headers;
 mod swap_target;
+mod tenants;
 mod throttle;
 mod upgrade;
 mod upstream_proxy;

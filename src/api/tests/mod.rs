@@ -28,12 +28,14 @@ use crate::secret::Fingerprint;
 use crate::session::{Options, Sessions};
 use crate::shutdown::Drain;
 use crate::store::Memory;
+use crate::tenant::Tenants;
 use crate::web::{ApiKeys, Connection};
 
 /// A secret that no answer may hold.
 const CANARY: &str = "canary-secret-value-0123456789";
 const ONE: &str = "key-of-one";
 const TWO: &str = "key-of-two";
+const ADMIN: &str = "key-of-the-operator";
 
 /// Header fields of a call.
 type Fields<'a> = &'a [(&'a str, &'a str)];
@@ -103,14 +105,18 @@ fn state(drain: &Drain) -> ApiState {
         Arc::new(AddressRules::new(Vec::new(), false)),
         Sink::discard(),
     );
-    let key = |tenant, key: &str| (TenantId::new(tenant), Fingerprint::of(key.as_bytes()));
+    let key = |key: &str| Fingerprint::of(key.as_bytes());
+    let tenants = Tenants::any()
+        .with_key(&TenantId::new("one"), key(ONE))
+        .with_key(&TenantId::new("two"), key(TWO));
+    let tenants = Arc::new(tenants);
     let addresses = Addresses {
         tls: Some("vault.example:8443".to_owned()),
         plain: Some("vault.example:8080".to_owned()),
     };
     ApiState::new(
-        Arc::new(sessions),
-        ApiKeys::new(vec![key("one", ONE), key("two", TWO)]),
+        Arc::new(sessions.with_tenants(Arc::clone(&tenants))),
+        ApiKeys::new(Arc::clone(&tenants)).with_admin(Some(key(ADMIN))),
         Certificates::new(b"a root"),
         addresses,
         drain.clone(),

@@ -22,7 +22,6 @@ use crate::app::{App, Parts, Storage, TENANT};
 use crate::audit::Sink;
 use crate::authority::{CertificateAuthority, Root};
 use crate::cli::folder::Folder;
-use crate::cli::state::generate_key;
 use crate::cli::workload::Workload;
 use crate::cli::{Exit, STARTUP, print};
 use crate::config::{Admin, Config, Limits, Proxy, PublicUrl, Resolve, Upstream};
@@ -31,6 +30,7 @@ use crate::id::{TenantId, fill_random};
 use crate::policy::Cidr;
 use crate::secret::{Fingerprint, Secret};
 use crate::session::{Created, Form, SecretForm};
+use crate::tenant::generate_key;
 
 use origin::Origin;
 use story::{API, EVIL, PASTE, Story};

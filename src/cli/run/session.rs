@@ -17,7 +17,6 @@ use crate::app::{App, Parts, Storage, TENANT};
 use crate::audit::Sink;
 use crate::authority::{CertificateAuthority, Root};
 use crate::cli::client::call;
-use crate::cli::state::generate_key;
 use crate::cli::target::Target;
 use crate::cli::{Exit, Run, STARTUP};
 use crate::client_env::{ProxyUrl, holds_certificate};
@@ -26,6 +25,7 @@ use crate::host::HostPattern;
 use crate::id::{SessionId, TenantId};
 use crate::secret::Fingerprint;
 use crate::session::{Error, Form, SecretForm};
+use crate::tenant::generate_key;
 
 /// The common name of a private proxy's root.
 const ROOT_NAME: &str = "Oshu Vault run";

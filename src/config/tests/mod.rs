@@ -390,7 +390,7 @@ fn variables_that_set_nothing_are_refused() {
         ),
         (
             "OSHU_VAULT_ADMIN_KEY",
-            "admin_key: not available in this version (from OSHU_VAULT_ADMIN_KEY)",
+            "admin_key: expects at least 32 characters (from OSHU_VAULT_ADMIN_KEY)",
         ),
     ] {
         let variables = &[KEY, HOME, (variable, "canary-0123456789")];
@@ -576,9 +576,10 @@ fn examples_are_right() {
         .collect();
     let problems = with_file(&without_comments).err().unwrap_or_default();
     // The files of the examples are what is not there.
-    assert_eq!(problems.len(), 3, "{problems:?}");
+    assert_eq!(problems.len(), 4, "{problems:?}");
     for (problem, expected) in problems.iter().zip([
         "api_key_file: is given beside",
+        "admin_key_file: names a file that cannot be read",
         "upstream.proxy_file: names a file that cannot be read",
         "seal.key_command: is given beside seal.key_file (from /c.toml",
     ]) {
@@ -601,6 +602,7 @@ fn the_effective_configuration_can_be_given_back() {
     for setting in SETTINGS.iter().filter(|setting| setting.in_file()) {
         let unset = [
             "api_key_file",
+            "admin_key_file",
             "proxy.tls_cert",
             "proxy.tls_key",
             "upstream.proxy_file",
@@ -610,6 +612,69 @@ fn the_effective_configuration_can_be_given_back() {
         .contains(&setting.key);
         let name = setting.key.rsplit('.').next().unwrap();
         assert_eq!(printed.contains(&format!("\n{name} = ")), !unset, "{name}");
+    }
+}
+
+#[test]
+fn the_operator_s_key_is_long_and_nobody_else_s() {
+    const ADMIN: &str = "canary-of-the-operator-0123456789";
+    const VARIABLE: &str = "OSHU_VAULT_ADMIN_KEY";
+    for (variables, file, expected) in [
+        (&[KEY, HOME][..], "", Ok(false)),
+        (&[KEY, HOME, (VARIABLE, ADMIN)], "", Ok(true)),
+        (
+            &[KEY, HOME, (VARIABLE, "canary-of-one-too-short-0123456")],
+            "",
+            Err("admin_key: expects at least 32 characters (from OSHU_VAULT_ADMIN_KEY)"),
+        ),
+        (
+            &[("SECRETS_PROXY_API_KEY", ADMIN), HOME, (VARIABLE, ADMIN)],
+            "",
+            Err("admin_key: expects another key than api_key (from OSHU_VAULT_ADMIN_KEY)"),
+        ),
+        (
+            &[KEY, HOME],
+            "admin_key_file = '/key'",
+            Err("admin_key_file: expects at least 32 characters (from /c.toml:1)"),
+        ),
+        (
+            &[KEY, HOME],
+            "admin_key_file = '/open'",
+            Err(
+                "admin_key_file: names a file that others than its owner may use: chmod 600 (from /c.toml:1)",
+            ),
+        ),
+        (
+            &[KEY, HOME, (VARIABLE, ADMIN)],
+            "admin_key_file = '/key'",
+            Err(
+                "admin_key_file: is given beside the key itself (from OSHU_VAULT_ADMIN_KEY) (from /c.toml:1)",
+            ),
+        ),
+        (
+            &[KEY, HOME],
+            "admin_key = 'canary-0123456789'",
+            Err(
+                "admin_key: must not be given here: set OSHU_VAULT_ADMIN_KEY or admin_key_file (from /c.toml:1)",
+            ),
+        ),
+    ] {
+        let loaded = Given {
+            variables,
+            file: Some(file),
+            ..Given::default()
+        }
+        .load();
+        match (loaded, expected) {
+            (Ok(config), Ok(is_set)) => {
+                assert_eq!(config.admin_key.is_some(), is_set);
+                let printed = format!("{}{config:?}", config.redacted());
+                assert_eq!(printed.contains("# admin_key: set (redacted)"), is_set);
+                assert!(!printed.contains("canary"), "{printed}");
+            }
+            (Err(problems), Err(expected)) => assert_eq!(problems, [expected]),
+            (loaded, _) => panic!("{expected:?}: {loaded:?}"),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod rotation;
 mod scopes;
 mod scrubs;
 mod spec;
+mod tenants;
 mod view;
 
 use std::collections::BTreeMap;

@@ -20,10 +20,11 @@ use oshu_vault::seal::{KeyId, Keyring};
 use oshu_vault::sealed_token::{MARKER, Place, TokenId};
 use oshu_vault::secret::{Fingerprint, Secret};
 use oshu_vault::session::{Form, HostView, Options, SecretForm, Sessions, Spec};
-use oshu_vault::store::{Memory, Store};
+use oshu_vault::store::{Memory, RecordKey, RecordKind, Store};
 use oshu_vault::swap::{
     BodyKind, BodySwap, Decoder, Lookup, ScrubStream, Scrubber, Swapper, TokenAnswer,
 };
+use oshu_vault::tenant::Tenants;
 use oshu_vault::upstream::UpstreamProxy;
 use oshu_vault::web::{ApiKeys, Json, JsonBody, MergePatch};
 use oshu_vault::wire::{
@@ -150,6 +151,7 @@ async fn sessions(printed: &mut Printed) {
     for (_, row) in store.load().await.expect("rows").rows {
         printed.add("Row", &row);
     }
+    records(printed, &sessions, &store).await;
     printed.add("Storage", &Storage::in_memory());
     let login = crate::support::basic(created.handle.id().as_str(), created.credential.expose());
     let caller = sessions
@@ -190,6 +192,19 @@ async fn sessions(printed: &mut Printed) {
     scrubs(printed, &view);
 }
 
+/// A record beside the sessions with the value in it.
+async fn records(printed: &mut Printed, sessions: &Sessions, store: &Memory) {
+    let records = sessions.records();
+    let key = RecordKey::new(RecordKind::Tenant, "t");
+    let put = records.put(&key, VALUE.as_bytes()).await;
+    put.expect("a record");
+    printed.add("Records", &**records);
+    let found = records.load(RecordKind::Tenant).await;
+    printed.add("Found", &found.expect("a record"));
+    let rows = store.load_records(RecordKind::Tenant).await;
+    printed.add("RecordRows", &rows.expect("a record"));
+}
+
 /// What looks for the values of a view.
 fn scrubs(printed: &mut Printed, view: &HostView) {
     let scrubber = view.scrubber().expect("the value is long enough");
@@ -215,12 +230,13 @@ fn outer(printed: &mut Printed) {
         "Keyring",
         &Keyring::from_keys(vec![(key, *b"sk-canary/0123456789+\"&<abcdef>\\")], key),
     );
+    let tenants = Tenants::any().with_key(&TenantId::new("t"), Fingerprint::of(VALUE.as_bytes()));
+    printed.add("Tenants", &tenants);
     printed.add(
         "ApiKeys",
-        &ApiKeys::new(vec![(
-            TenantId::new("t"),
-            Fingerprint::of(VALUE.as_bytes()),
-        )]),
+        &ApiKeys::new(Arc::new(
+            Tenants::any().with_key(&TenantId::new("t"), Fingerprint::of(VALUE.as_bytes())),
+        )),
     );
     let bytes = VALUE.as_bytes().to_vec().into();
     printed.add("FileContent", &FileContent { bytes, mode: 0o600 });
@@ -238,6 +254,7 @@ fn outer(printed: &mut Printed) {
     printed.add("Seal", &seal);
     let config = Config {
         api_key: Some(secret()),
+        admin_key: Some(secret()),
         seal,
         ..Config::default()
     };

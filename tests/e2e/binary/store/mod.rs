@@ -6,6 +6,7 @@ mod full;
 mod keys;
 mod kills;
 mod restarts;
+mod tenants;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,472 @@
+//! The table of tenants: finds them by key and by name, makes, changes and ends them.
+//!
+//! A change is durable first and then live; what takes a right away, as revoking a key does, holds
+//! at once and is then made durable. One change is done after the other, and each begins with what
+//! stands in the store, since another process may have written there. Called by the API, the command
+//! line and `app`.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Error;
+use super::entry::{About, Change, Entry, Loaded, Table};
+use super::live::Tenant;
+use super::record::{KeyRecord, Limits, Record, State, whole};
+use crate::id::{ApiKeyId, TenantId};
+use crate::records::{Records, Refused, name_refused};
+use crate::secret::Fingerprint;
+use crate::store::{RecordKey, RecordKind};
+
+/// The most tenants.
+pub const TENANTS_LIMIT: usize = 10_000;
+/// The most keys of one tenant.
+pub const KEYS_LIMIT: usize = 100;
+
+/// All tenants.
+#[derive(Debug)]
+pub struct Tenants {
+    /// Nothing where any tenant is taken for one that is there.
+    records: Option<Arc<Records>>,
+    defaults: Limits,
+    burst: u32,
+    /// Tenants of the configuration, which always stand, and their keys.
+    configured: Vec<(TenantId, Option<Fingerprint>)>,
+    table: RwLock<Table>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Tenants {
+    /// Starts with no tenant. Limits and `burst`, the requests that may come at once where their
+    /// rate is limited, hold for every tenant that has none of its own.
+    pub fn new(records: Arc<Records>, defaults: Limits, burst: u32) -> Self {
+        Self {
+            records: Some(records),
+            defaults,
+            burst,
+            configured: Vec::new(),
+            table: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes every name for that of a tenant which stands, without limits and without a store: for
+    /// a process that has only sessions of its own making.
+    pub fn any() -> Self {
+        Self {
+            records: None,
+            defaults: Limits::default(),
+            burst: 0,
+            configured: Vec::new(),
+            table: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Gives a tenant a key that is in no store. The tenant always stands.
+    #[must_use]
+    pub fn with_key(self, tenant: &TenantId, key: Fingerprint) -> Self {
+        self.with_configured(tenant, Some(key))
+    }
+
+    /// Takes a tenant for one that always stands.
+    #[must_use]
+    pub fn with(self, tenant: &TenantId) -> Self {
+        self.with_configured(tenant, None)
+    }
+
+    fn with_configured(mut self, tenant: &TenantId, key: Option<Fingerprint>) -> Self {
+        self.configured.push((tenant.clone(), key));
+        self.apply(tenant, Record::new(UNIX_EPOCH));
+        self
+    }
+
+    /// Finds the tenant whose key this is.
+    pub fn by_key(&self, key: &[u8]) -> Option<Arc<Tenant>> {
+        if key.is_empty() {
+            return None;
+        }
+        let fingerprint = Fingerprint::of(key);
+        self.read().keys.get(&fingerprint).cloned()
+    }
+
+    /// Finds a tenant by its name, also one that is disabled: its cut is done then.
+    pub fn find(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        let found = self.read().tenants.get(id).map(|e| Arc::clone(&e.tenant));
+        if found.is_some() || self.records.is_some() {
+            return found;
+        }
+        self.apply(id, Record::new(UNIX_EPOCH));
+        self.find(id)
+    }
+
+    /// Tells what there is to be told of a tenant.
+    pub fn about(&self, id: &TenantId) -> Option<About> {
+        let table = self.read();
+        table.tenants.get(id).map(|entry| entry.about(id))
+    }
+
+    /// Lists tenants in the order of their names, after the one given.
+    pub fn list(&self, after: Option<&TenantId>, limit: usize) -> Vec<About> {
+        let table = self.read();
+        let later = table
+            .tenants
+            .iter()
+            .filter(|(id, _)| after.is_none_or(|after| *id > after));
+        later.take(limit).map(|(id, e)| e.about(id)).collect()
+    }
+
+    /// Reads all tenants from the store, once, before anything is served.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn load(&self) -> Result<Loaded, Error> {
+        let refused = self.reload_all().await?;
+        let mut table = self.write();
+        for id in table.refused.clone() {
+            // One of the configuration, whose own limits nobody knows.
+            table.end(&id);
+            table.keys.retain(|_, tenant| *tenant.id() != id);
+        }
+        let tenants = table.tenants.len();
+        Ok(Loaded { tenants, refused })
+    }
+
+    /// Reads all tenants again: another process may have changed any of them. Those that are gone
+    /// end. Returns how many records were refused; who lives goes on as it was then.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: nothing changed.
+    pub async fn reload_all(&self) -> Result<usize, Error> {
+        let Some(records) = &self.records else {
+            return Ok(0);
+        };
+        let _alone = self.changing.lock().await;
+        let found = records.load(RecordKind::Tenant).await;
+        let found = found.map_err(Error::Store)?;
+        let mut refused = found.refused.len();
+        let mut seen = BTreeSet::new();
+        for (key, plain) in found.opened {
+            seen.insert(TenantId::new(&key.name));
+            if !self.take(&key, &plain) {
+                refused += 1;
+            }
+        }
+        for (record, _) in found.refused {
+            if let Some(key) = RecordKey::parse(&record) {
+                seen.insert(TenantId::new(&key.name));
+                self.refuse(&key);
+            }
+        }
+        let gone: Vec<TenantId> = {
+            let table = self.read();
+            let known = table.tenants.keys().chain(&table.refused);
+            known.filter(|id| !seen.contains(id)).cloned().collect()
+        };
+        for id in &gone {
+            self.vanish(id);
+        }
+        Ok(refused)
+    }
+
+    /// Reads one record again: another process has changed it. Keys of other kinds are passed over.
+    ///
+    /// # Errors
+    /// [`Error::Store`], and [`Error::Refused`]: nothing changed.
+    pub async fn reload(&self, key: &RecordKey) -> Result<(), Error> {
+        if key.kind != RecordKind::Tenant {
+            return Ok(());
+        }
+        let _alone = self.changing.lock().await;
+        self.reread(key).await
+    }
+
+    /// Makes a tenant: durable, then live.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], also where its record is refused; [`Error::TenantLimit`];
+    /// [`Error::Store`].
+    pub async fn create(&self, id: &TenantId, limits: Limits) -> Result<About, Error> {
+        let _alone = self.changing.lock().await;
+        match self.reread(&key_of(id)).await {
+            Ok(()) if self.read().tenants.contains_key(id) => return Err(Error::Exists),
+            Err(Error::Refused(_)) => return Err(Error::Exists),
+            other => other?,
+        }
+        if self.read().tenants.len() >= TENANTS_LIMIT {
+            return Err(Error::TenantLimit);
+        }
+        let mut record = Record::new(SystemTime::now());
+        record.limits = limits;
+        self.keep(id, record).await?;
+        tracing::info!(tenant = %id, "tenant created");
+        self.about(id).ok_or(Error::NotFound)
+    }
+
+    /// Changes a tenant: durable, then live. Disabling it cuts its sessions for good.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Configured`]; [`Error::Refused`]; [`Error::Store`].
+    pub async fn patch(&self, id: &TenantId, change: Change) -> Result<About, Error> {
+        if change.state == Some(State::Disabled) && self.is_configured(id) {
+            return Err(Error::Configured);
+        }
+        self.change(id, |record| {
+            record.state = change.state.unwrap_or(record.state);
+            let limits = &mut record.limits;
+            limits.sessions = change.sessions.unwrap_or(limits.sessions);
+            let rate = change.requests_per_second;
+            limits.requests_per_second = rate.unwrap_or(limits.requests_per_second);
+            Ok(())
+        })
+        .await?;
+        tracing::info!(tenant = %id, "tenant changed");
+        self.about(id).ok_or(Error::NotFound)
+    }
+
+    /// Gives a tenant a key, of which only the hash is handed in: durable, then live.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::KeyInUse`]; [`Error::KeyLimit`]; [`Error::Refused`];
+    /// [`Error::Store`].
+    pub async fn add_key(
+        &self,
+        id: &TenantId,
+        label: &str,
+        fingerprint: Fingerprint,
+    ) -> Result<KeyRecord, Error> {
+        let key = KeyRecord {
+            id: ApiKeyId::generate(),
+            fingerprint,
+            label: label.to_owned(),
+            created: whole(SystemTime::now()),
+        };
+        let added = key.clone();
+        self.change(id, |record| {
+            let known = record.keys.iter().any(|one| one.fingerprint == fingerprint);
+            if known || self.read().keys.contains_key(&fingerprint) {
+                return Err(Error::KeyInUse);
+            }
+            if record.keys.len() >= KEYS_LIMIT {
+                return Err(Error::KeyLimit);
+            }
+            record.keys.push(added);
+            Ok(())
+        })
+        .await?;
+        tracing::info!(tenant = %id, key = %key.id, "api key created");
+        Ok(key)
+    }
+
+    /// Takes a key from a tenant: it is refused at once, then that is made durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Refused`]; [`Error::Store`], in which case the key is refused
+    /// all the same while this process runs, and calling again tries again.
+    pub async fn revoke_key(&self, id: &TenantId, key: &ApiKeyId) -> Result<(), Error> {
+        {
+            let mut table = self.write();
+            let entry = table.tenants.get(id).map(|entry| entry.record.clone());
+            let keys = entry.into_iter().flat_map(|record| record.keys);
+            for hash in keys.filter(|one| one.id == *key).map(|one| one.fingerprint) {
+                table.revoked.insert(hash);
+                if !self.has_configured(&hash) {
+                    table.keys.remove(&hash);
+                }
+            }
+        }
+        let mut gone = None;
+        self.change(id, |record| {
+            let at = record.keys.iter().position(|one| one.id == *key);
+            gone = Some(record.keys.remove(at.ok_or(Error::NotFound)?).fingerprint);
+            Ok(())
+        })
+        .await?;
+        if let Some(gone) = gone {
+            self.write().revoked.remove(&gone);
+        }
+        tracing::info!(tenant = %id, key = %key, "api key revoked");
+        Ok(())
+    }
+
+    /// Closes a tenant that is to be deleted: its keys are refused and its sessions cut, at once and
+    /// for good. [`Tenants::delete`] is to follow when their rows are gone.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Configured`].
+    pub fn close(&self, id: &TenantId) -> Result<(), Error> {
+        let mut table = self.write();
+        let is_refused = table.refused.contains(id);
+        if self.is_configured(id) {
+            // Of one whose record is refused, that record alone is to go.
+            return is_refused.then_some(()).ok_or(Error::Configured);
+        }
+        let Some(entry) = table.tenants.get(id) else {
+            return is_refused.then_some(()).ok_or(Error::NotFound);
+        };
+        entry.tenant.cut().cancel();
+        let record = entry.record.clone();
+        table.drop_keys(&record, id);
+        Ok(())
+    }
+
+    /// Deletes the record of a tenant that was closed.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: it stays closed while this process runs.
+    pub async fn delete(&self, id: &TenantId) -> Result<(), Error> {
+        let _alone = self.changing.lock().await;
+        if let Some(records) = &self.records {
+            records.delete(&key_of(id)).await.map_err(Error::Store)?;
+        }
+        self.vanish(id);
+        tracing::info!(tenant = %id, "tenant deleted");
+        Ok(())
+    }
+
+    /// Changes a record: durable, then live.
+    async fn change(
+        &self,
+        id: &TenantId,
+        change: impl FnOnce(&mut Record) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let _alone = self.changing.lock().await;
+        self.reread(&key_of(id)).await?;
+        let record = {
+            let table = self.read();
+            let entry = table.tenants.get(id).ok_or(Error::NotFound)?;
+            // One that was closed is about to be deleted, and must not come back.
+            let is_closing =
+                entry.record.state == State::Active && entry.tenant.cut().is_cancelled();
+            (!is_closing).then(|| entry.record.clone())
+        };
+        let mut record = record.ok_or(Error::NotFound)?;
+        change(&mut record)?;
+        self.keep(id, record).await
+    }
+
+    async fn keep(&self, id: &TenantId, record: Record) -> Result<(), Error> {
+        if let Some(records) = &self.records {
+            let put = records.put(&key_of(id), &record.encode()).await;
+            put.map_err(Error::Store)?;
+        }
+        self.apply(id, record);
+        Ok(())
+    }
+
+    /// Takes what stands in the store for one name.
+    async fn reread(&self, key: &RecordKey) -> Result<(), Error> {
+        let Some(records) = &self.records else {
+            return Ok(());
+        };
+        match records.open(key).await.map_err(Error::Store)? {
+            None => self.vanish(&TenantId::new(&key.name)),
+            Some(Ok(plain)) => {
+                if !self.take(key, &plain) {
+                    return Err(Error::Refused(Refused::Unreadable));
+                }
+            }
+            Some(Err(why)) => {
+                name_refused(&key.to_string(), &why);
+                self.refuse(key);
+                return Err(Error::Refused(why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a record that opened; tells whether this version can read it.
+    fn take(&self, key: &RecordKey, plain: &[u8]) -> bool {
+        let id = TenantId::parse(&key.name);
+        let Some((id, record)) = id.zip(Record::decode(plain)) else {
+            name_refused(&key.to_string(), &Refused::Unreadable);
+            self.refuse(key);
+            return false;
+        };
+        self.apply(&id, record);
+        true
+    }
+
+    /// Notes that a record is refused. Who lives goes on; who does not is not begun.
+    fn refuse(&self, key: &RecordKey) {
+        self.write().refused.insert(TenantId::new(&key.name));
+    }
+
+    /// Ends a tenant whose record is gone; one of the configuration stands without.
+    fn vanish(&self, id: &TenantId) {
+        self.write().refused.remove(id);
+        if self.is_configured(id) {
+            return self.apply(id, Record::new(UNIX_EPOCH));
+        }
+        self.write().end(id);
+    }
+
+    /// Puts a record in force.
+    fn apply(&self, id: &TenantId, record: Record) {
+        let limits = Limits {
+            sessions: record.limits.sessions.or(self.defaults.sessions),
+            requests_per_second: record
+                .limits
+                .requests_per_second
+                .or(self.defaults.requests_per_second),
+        };
+        let mut table = self.write();
+        table.refused.remove(id);
+        let is_active = record.state == State::Active;
+        let before = table.tenants.get(id).filter(|before| {
+            let same = before.record.created == record.created || self.is_configured(id);
+            same && (before.record.state == State::Active || !is_active)
+        });
+        let tenant = if let Some(before) = before {
+            Arc::clone(&before.tenant)
+        } else {
+            table.end(id);
+            let tenant = Tenant::new(id.clone(), record.created, limits, self.burst);
+            Arc::new(tenant)
+        };
+        tenant.limit(limits, self.burst);
+        if !is_active {
+            tenant.cut().cancel();
+        }
+        // One that was closed gets no key back.
+        let keys = if tenant.cut().is_cancelled() {
+            &[]
+        } else {
+            record.keys.as_slice()
+        };
+        if let Some(before) = table.tenants.remove(id) {
+            table.drop_keys(&before.record, id);
+        }
+        for key in keys {
+            if !table.revoked.contains(&key.fingerprint) {
+                table.keys.insert(key.fingerprint, Arc::clone(&tenant));
+            }
+        }
+        let configured = self.configured.iter().filter(|(owner, _)| owner == id);
+        for key in configured.filter_map(|(_, key)| *key) {
+            table.keys.insert(key, Arc::clone(&tenant));
+        }
+        table.tenants.insert(id.clone(), Entry { tenant, record });
+    }
+
+    fn is_configured(&self, id: &TenantId) -> bool {
+        self.configured.iter().any(|(owner, _)| owner == id)
+    }
+
+    fn has_configured(&self, key: &Fingerprint) -> bool {
+        self.configured.iter().any(|(_, one)| *one == Some(*key))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key_of(id: &TenantId) -> RecordKey {
+    RecordKey::new(RecordKind::Tenant, id.as_str())
+}
