@@ -5,6 +5,7 @@
 //! proxy. Called by `app`, which serves the router on the shared or on its own listener.
 
 mod certificates;
+mod events;
 mod form;
 mod health;
 mod idempotency;
@@ -97,7 +98,8 @@ pub fn router(state: ApiState) -> Router {
         .route(
             "/v1/sessions/{id}",
             get(vault::show).patch(vault::patch).delete(vault::delete),
-        );
+        )
+        .route("/v1/sessions/{id}/events", get(events::events));
     finish(public().merge(management).merge(operator()), state)
 }
 

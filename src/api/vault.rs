@@ -30,7 +30,7 @@ const LIST_DEFAULT: usize = 50;
 const LIST_LIMIT: usize = 200;
 
 /// The id in a path. What is no id at all is as little there as another tenant's.
-pub(super) struct Id(SessionId);
+pub(super) struct Id(pub(super) SessionId);
 
 impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Failure;
@@ -151,6 +151,7 @@ pub(super) async fn create(
     JsonBody(body): JsonBody,
 ) -> Result<Response, Failure> {
     let key = idempotency::key(&headers)?;
+    recordable(&state)?;
     let form = form::create(body, |form| state.sessions.check(form)).map_err(Failure::Invalid)?;
     let tenant = caller.tenant().clone();
     let reserve = |key| state.idempotency.reserve(&tenant, key, Instant::now());
@@ -216,6 +217,7 @@ pub(super) async fn patch(
     Id(id): Id,
     MergePatch(body): MergePatch,
 ) -> Result<Response, Failure> {
+    recordable(&state)?;
     let sessions = Arc::clone(&state.sessions);
     let patched = finish(&state, async move {
         let check = |form: &_| sessions.check(form);
@@ -242,6 +244,15 @@ pub(super) async fn delete(
         Ok(sessions.delete(caller.tenant(), &id).await?)
     });
     deleted.await.map(|()| StatusCode::NO_CONTENT)
+}
+
+/// Refuses to grant anything that could not be recorded, where the operator wants no gap. A deletion
+/// takes away, and is never refused for it.
+fn recordable(state: &ApiState) -> Result<(), Failure> {
+    if state.sessions.audit().is_full() {
+        return Err(Failure::AuditFull);
+    }
+    Ok(())
 }
 
 /// Runs a change to its end, even if the caller goes away in between: half of it would leave the

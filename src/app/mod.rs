@@ -254,7 +254,7 @@ impl App {
             tracing::warn!("the last uses of sessions did not reach the store");
         }
         tracing::info!(clean, "drained");
-        self.audit.flush();
+        self.audit.close();
     }
 }
 

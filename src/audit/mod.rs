@@ -3,12 +3,20 @@
 //! A [`Record`] begun is a record written, whatever happens to its task: an early return, a panic, a
 //! dropped future. It must never hold a secret, a sealed token, a header value, a query string or a
 //! body: only names, ids, hosts, sizes and reasons. Nobody waits for the [`Sink`]: what does not fit
-//! is lost, counted and told by a gap line. Called by the engines and by `session`.
+//! is lost, counted and told by a gap line, or refused before it begins. A file is chained, so that
+//! [`verify`] finds what was done to it. Called by the engines, `session` and the API.
 
+mod chain;
+mod file;
 mod line;
+mod live;
+mod queue;
 mod sink;
+mod verify;
+mod writer;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +24,47 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::host::HostPort;
 use crate::id::{SessionId, TenantId};
 
-pub use sink::Sink;
+pub use file::FileOptions;
+pub use live::{READERS, READERS_PER_SESSION, Subscription, Told, TooManyReaders, WAITING_RECORDS};
+pub use sink::{Sink, Stats};
+pub use verify::{Fault, Report, Wrong, verify, verify_files};
+
+/// Says why a file cannot be written to as a chain; each names it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refuses something; the operator's or the machine's fault.
+    #[error("{path} cannot be used", path = path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its last line is none of ours: another file, or one that was changed.
+    #[error("{path} does not end in a line of an audit file: put it aside", path = .0.display())]
+    Foreign(PathBuf),
+    /// Another process writes to it.
+    #[error("{path} is locked: another process writes this audit file", path = .0.display())]
+    InUse(PathBuf),
+    /// The keyring has no key to derive from; no keyring is like this.
+    #[error("there is no key to chain audit lines under")]
+    Keys,
+}
+
+impl Error {
+    fn file(path: &Path, source: std::io::Error) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Says that records are waiting for the writer as many as may, so that nothing new is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the audit queue is full")]
+pub struct Full;
 
 /// The longest path that a record keeps, in bytes; what is longer is cut.
 pub const PATH_LIMIT_BYTES: usize = 2048;
@@ -89,6 +137,18 @@ impl Record {
             sink: sink.clone(),
             data: (!sink.is_discarding()).then(|| Box::new(Data::new(kind))),
         }
+    }
+
+    /// Makes sure of a place for the record, before anything is done that it has to tell of.
+    ///
+    /// # Errors
+    /// [`Full`], where the operator wants a refusal in place of a gap.
+    pub fn admit(&mut self) -> Result<(), Full> {
+        if self.sink.is_full() {
+            return Err(Full);
+        }
+        self.set(|data| data.is_admitted = true);
+        Ok(())
     }
 
     /// Sets the tenant.
@@ -268,6 +328,8 @@ impl BodySwaps {
 #[derive(Debug)]
 struct Data {
     kind: Kind,
+    /// It was let in while there was room: it is kept even if there is none by now.
+    is_admitted: bool,
     time: SystemTime,
     began: Instant,
     took: Duration,
@@ -311,9 +373,16 @@ impl Swaps {
 }
 
 impl Data {
+    /// Tells whether it is the last one of its session.
+    fn is_last(&self) -> bool {
+        let ended = matches!(self.action, Some("deleted" | "expired"));
+        ended && self.decision == Decision::Allowed
+    }
+
     fn new(kind: Kind) -> Self {
         Self {
             kind,
+            is_admitted: false,
             time: SystemTime::now(),
             began: Instant::now(),
             took: Duration::ZERO,
@@ -349,208 +418,4 @@ fn cut(text: &str, limit_bytes: usize) -> String {
 pub(crate) use sink::capture;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NAME: &str = "ANTHROPIC_API_KEY";
-
-    fn names(names: &[&str]) -> Vec<Arc<str>> {
-        names.iter().copied().map(Arc::from).collect()
-    }
-
-    #[test]
-    fn a_full_record_has_every_field_in_order() {
-        let (sink, captured) = capture();
-        let session = SessionId::generate();
-        let mut record = Record::begin(&sink, Kind::Exchange);
-        record.tenant(&TenantId::new("acme"));
-        record.session(&session);
-        record.target(&HostPort::parse("api.anthropic.com:443").unwrap());
-        record.request("POST", "/v1/messages");
-        record.decision(Decision::Allowed, "allowed");
-        record.status(200);
-        record.swapped(&names(&[NAME]), 0);
-        record.bytes_up(12);
-        record.bytes_down(3456);
-        record.peer("127.0.0.1:5000".parse().unwrap());
-        record.address("[2001:db8::1]:443".parse().unwrap());
-        drop(record);
-        let text = captured.text();
-        let (start, rest) = text.split_at(text.find(",\"tenant\"").unwrap());
-        let (middle, end) = rest.split_at(rest.find(",\"duration_ms\"").unwrap());
-        assert!(
-            start.starts_with(r#"{"event":"exchange","time":"2"#),
-            "{start}"
-        );
-        let expected = format!(
-            r#","tenant":"acme","session":"{session}","host":"api.anthropic.com","port":443,"#,
-        ) + r#""method":"POST","path":"/v1/messages","decision":"allowed","#
-            + r#""reason":"allowed","status":200,"swapped":["ANTHROPIC_API_KEY"],"#
-            + r#""tokens_left":0,"bytes_up":12,"bytes_down":3456,"#
-            + r#""peer":"127.0.0.1:5000","address":"[2001:db8::1]:443""#;
-        assert_eq!(middle, expected);
-        assert!(end.ends_with("}\n"), "{end}");
-    }
-
-    #[test]
-    fn what_was_never_set_is_absent() {
-        let (sink, captured) = capture();
-        drop(Record::begin(&sink, Kind::Tunnel));
-        let mut record = Record::begin(&sink, Kind::Session);
-        record.action("expired");
-        drop(record);
-        let lines = captured.lines();
-        let keys = |at: usize| {
-            let object = lines[at].as_object().unwrap();
-            object.keys().map(String::as_str).collect::<Vec<_>>()
-        };
-        assert_eq!(lines.len(), 2);
-        let always = ["decision", "duration_ms", "event", "reason", "time"];
-        assert_eq!(keys(0), always);
-        assert_eq!(keys(1), [&["action"], &always[..]].concat());
-        assert_eq!(lines[0]["event"], "tunnel");
-        assert_eq!(lines[0]["decision"], "aborted");
-        assert_eq!(lines[0]["reason"], INCOMPLETE);
-        assert_eq!(lines[1]["event"], "session");
-    }
-
-    #[test]
-    fn decisions_are_written_as_words() {
-        for (decision, word) in [
-            (Decision::Aborted, "aborted"),
-            (Decision::Allowed, "allowed"),
-            (Decision::Denied, "denied"),
-            (Decision::Failed, "failed"),
-        ] {
-            let (sink, captured) = capture();
-            let mut record = Record::begin(&sink, Kind::Exchange);
-            record.decision(Decision::Allowed, "first");
-            record.decision(decision, "last");
-            drop(record);
-            assert_eq!(captured.lines()[0]["decision"], word);
-            assert_eq!(captured.lines()[0]["reason"], "last");
-        }
-    }
-
-    #[test]
-    fn swaps_of_head_and_body_add_up() {
-        let (sink, captured) = capture();
-        let mut record = Record::begin(&sink, Kind::Exchange);
-        record.swapped(&names(&["A", "B"]), 1);
-        record.swapped(&names(&["B", "C"]), 2);
-        drop(record);
-        let line = &captured.lines()[0];
-        assert_eq!(line["swapped"], serde_json::json!(["A", "B", "C"]));
-        assert_eq!(line["tokens_left"], 3);
-    }
-
-    #[test]
-    fn what_a_body_had_is_known_at_the_end() {
-        let (sink, captured) = capture();
-        let body = Arc::new(BodySwaps::default());
-        let mut record = Record::begin(&sink, Kind::Exchange);
-        record.body(&body);
-        record.swapped(&names(&["A"]), 1);
-        body.add(&names(&["A", "B"]), 2);
-        body.add(&names(&["B"]), 0);
-        drop(record);
-        let mut record = Record::begin(&sink, Kind::Exchange);
-        record.body(&Arc::default());
-        drop(record);
-        let lines = captured.lines();
-        assert_eq!(lines[0]["swapped"], serde_json::json!(["A", "B"]));
-        assert_eq!(lines[0]["swapped_in_body"], serde_json::json!(["A", "B"]));
-        assert_eq!(lines[0]["tokens_left"], 3);
-        assert!(lines[1].get("swapped").is_none());
-    }
-
-    #[test]
-    fn a_query_is_never_kept() {
-        for path in ["/a?key=canary", "/a#canary", "/a?x#canary", "/a?"] {
-            let (sink, captured) = capture();
-            Record::begin(&sink, Kind::Exchange).request("GET", path);
-            assert!(!captured.text().contains("canary"), "{path}");
-            assert_eq!(captured.lines()[0]["path"], "/a", "{path}");
-        }
-    }
-
-    #[test]
-    fn long_and_odd_texts_are_cut_and_escaped() {
-        // The limit falls into the middle of a character.
-        let long = format!("/{}", "é".repeat(PATH_LIMIT_BYTES));
-        let (sink, captured) = capture();
-        Record::begin(&sink, Kind::Exchange).request(&"M".repeat(100), &long);
-        Record::begin(&sink, Kind::Exchange).request("GET\r\n", "/\"\n{\"event\":\u{0}\u{1b}[2J");
-        assert_eq!(captured.text().lines().count(), 2);
-        assert!(!captured.text().contains('\u{1b}'));
-        let lines = captured.lines();
-        let path = lines[0]["path"].as_str().unwrap();
-        assert_eq!(path.len(), PATH_LIMIT_BYTES - 1);
-        assert!(long.starts_with(path));
-        assert_eq!(
-            lines[0]["method"].as_str().unwrap().len(),
-            METHOD_LIMIT_BYTES
-        );
-        assert_eq!(lines[1]["path"], "/\"\n{\"event\":\u{0}\u{1b}[2J");
-    }
-
-    #[test]
-    fn the_clock_runs_until_the_drop() {
-        let (sink, captured) = capture();
-        let record = Record::begin(&sink, Kind::Exchange);
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(2) {
-            std::hint::spin_loop();
-        }
-        drop(record);
-        let took = captured.lines()[0]["duration_ms"].as_f64().unwrap();
-        assert!((2.0..60_000.0).contains(&took), "{took}");
-    }
-
-    #[test]
-    fn a_panic_emits_the_record_once() {
-        let (sink, captured) = capture();
-        let work = std::thread::spawn(move || {
-            let mut record = Record::begin(&sink, Kind::Exchange);
-            record.request("GET", "/boom");
-            panic!("made by the test");
-        });
-        assert!(work.join().is_err());
-        let lines = captured.lines();
-        assert_eq!(lines.len(), 1);
-        assert_eq!(lines[0]["path"], "/boom");
-        assert_eq!(lines[0]["decision"], "aborted");
-    }
-
-    #[tokio::test]
-    async fn an_aborted_task_emits_the_record_once() {
-        let (sink, captured) = capture();
-        let (begun, waiting) = tokio::sync::oneshot::channel();
-        let task = tokio::spawn(async move {
-            let mut record = Record::begin(&sink, Kind::Exchange);
-            record.request("GET", "/slow");
-            begun.send(()).unwrap();
-            std::future::pending::<()>().await;
-            record.decision(Decision::Allowed, "allowed");
-        });
-        waiting.await.unwrap();
-        task.abort();
-        assert!(task.await.unwrap_err().is_cancelled());
-        let lines = captured.lines();
-        assert_eq!(lines.len(), 1);
-        assert_eq!(lines[0]["path"], "/slow");
-        assert_eq!(lines[0]["reason"], INCOMPLETE);
-    }
-
-    #[test]
-    fn a_discarding_sink_costs_nothing_and_writes_nothing() {
-        let sink = Sink::discard();
-        let mut record = Record::begin(&sink, Kind::Exchange);
-        record.request("GET", "/");
-        record.swapped(&names(&[NAME]), 0);
-        assert!(record.data.is_none());
-        drop(record);
-        sink.event(serde_json::json!({"event": "ready"}));
-        sink.flush();
-    }
-}
+mod tests;

@@ -2,34 +2,27 @@
 //!
 //! Whoever hands something over holds a lock for a push and never waits for the writer; a writer
 //! that is slow or stuck costs records, never time or unbounded memory, and the gap it leaves is
-//! told with its exact size. Lines go out whole, in order, and are written on where a failed write
-//! left off. Called by `Record` and by `app` for its own lines.
+//! told with its exact size; or nothing new is let in until there is room. Lines go out whole, in
+//! order, and are written on where a failed write left off. Called by `Record`, by `app` for its own
+//! lines and by the management API for readers.
 
 use std::fmt;
-use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
 use serde_json::Value;
 
+use super::Error;
 use crate::audit::Data;
-use crate::audit::line::Stamp;
-
-/// The number of records that wait for the writer at most.
-const QUEUE_LIMIT: usize = 8192;
-/// How long the writer gathers before it writes. Waking a thread costs the one who wakes it more
-/// than the record does: under load this makes it at most 500 times a second.
-const GATHER: Duration = Duration::from_millis(2);
-/// The fill that ends the gathering early.
-const GATHER_LIMIT: usize = QUEUE_LIMIT / 2;
-/// How long the writer waits after a failed write.
-const RETRY: Duration = Duration::from_millis(250);
-/// How long [`Sink::flush`] waits at most.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
-/// The size of one write, about; a long batch is several.
-const WRITE_BYTES: usize = 64 * 1024;
+use crate::audit::chain::Keys;
+use crate::audit::file::{ChainFile, FileOptions, State as HeadState};
+use crate::audit::live::{Live, Subscription, TooManyReaders};
+use crate::audit::queue::{Entry, QUEUE_LIMIT, Queue};
+use crate::audit::writer::{Output, Writer, run};
+use crate::id::SessionId;
+use crate::seal::Keyring;
 
 /// Takes audit records and event lines, and writes them as JSON lines on a thread of its own.
 ///
@@ -43,16 +36,50 @@ impl Sink {
     ///
     /// # Panics
     /// Panics where the system gives no thread.
+    pub fn to_writer(writer: Box<dyn Write + Send>) -> Self {
+        Self::start(Output::new(Writer::Stream(writer)))
+    }
+
+    /// Makes a sink that writes a chain of lines to a file, under the keyring's current key.
+    ///
+    /// The chain goes on where it was left. It has one writer at a time.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    ///
+    /// # Panics
+    /// Panics where the system gives no thread.
+    pub fn to_file(options: FileOptions, keyring: &Keyring) -> Result<Self, Error> {
+        let path = options.path.clone();
+        let (file, begin) = ChainFile::open(options, keyring)?;
+        let mut output = Output::new(Writer::Chain(Box::new(file)));
+        output.lines = begin;
+        output
+            .write()
+            .map_err(|source| Error::file(&path, source))?;
+        output.note_head(HeadState::Open);
+        Ok(Self::start(output))
+    }
+
+    /// Refuses what is new while the queue is full, in place of a gap. To be said before it is used.
+    #[must_use]
+    pub fn refusing_when_full(self) -> Self {
+        if let Some(handle) = &self.0 {
+            handle.0.refuses.store(true, Ordering::Release);
+        }
+        self
+    }
+
     #[expect(
         clippy::expect_used,
         reason = "called at start-up; a process that can make no thread cannot serve either"
     )]
-    pub fn to_writer(writer: Box<dyn Write + Send>) -> Self {
+    fn start(output: Output) -> Self {
         let queue = Arc::new(Queue::default());
         let handle = Handle(Arc::clone(&queue));
         thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || run(&queue, Output::new(writer)))
+            .spawn(move || run(&queue, output))
             .expect("the system gives a thread");
         Self(Some(Arc::new(handle)))
     }
@@ -80,6 +107,61 @@ impl Sink {
         }
     }
 
+    /// Ends the chain of a file in order, and waits for that as [`Sink::flush`] does. Whatever comes
+    /// later begins it anew. A stream is flushed.
+    pub fn close(&self) {
+        if let Some(handle) = &self.0 {
+            handle.0.push_order(Entry::Close);
+            handle.0.flush();
+        }
+    }
+
+    /// Goes on under the current key of another keyring, where lines are chained.
+    pub fn rekey(&self, keyring: &Keyring) {
+        if let (Some(handle), Some(keys)) = (&self.0, Keys::current(keyring)) {
+            handle.0.push_order(Entry::Keys(Box::new(keys)));
+        }
+    }
+
+    /// Tells whether nothing new may be begun: the queue is full, and the operator wants no gap.
+    pub fn is_full(&self) -> bool {
+        self.0.as_ref().is_some_and(|handle| {
+            handle.0.is_full.load(Ordering::Relaxed) && handle.0.refuses.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Reads along with one session from now on.
+    ///
+    /// # Errors
+    /// [`TooManyReaders`].
+    pub fn subscribe(&self, session: &SessionId) -> Result<Subscription, TooManyReaders> {
+        match &self.0 {
+            Some(handle) => handle.0.live.subscribe(session),
+            // Nothing is written, so that nothing will come.
+            None => Arc::<Live>::default().subscribe(session),
+        }
+    }
+
+    /// Returns how the sink does.
+    pub fn stats(&self) -> Stats {
+        let Some(handle) = &self.0 else {
+            return Stats::default();
+        };
+        let queue = &handle.0;
+        Stats {
+            waiting: queue.waiting(),
+            limit: QUEUE_LIMIT,
+            lost: queue.lost.load(Ordering::Relaxed),
+            readers: queue.live.len(),
+        }
+    }
+
+    /// Lets a test see when the thread has ended.
+    #[cfg(test)]
+    pub(super) fn queue(&self) -> std::sync::Weak<Queue> {
+        Arc::downgrade(&self.0.as_ref().unwrap().0)
+    }
+
     /// Takes a finished record, or counts it as lost where the queue is full.
     pub(super) fn record(&self, data: Box<Data>) {
         if let Some(handle) = &self.0 {
@@ -100,237 +182,25 @@ impl fmt::Debug for Sink {
     }
 }
 
+/// How a sink does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// The records that wait for the writer.
+    pub waiting: usize,
+    /// How many may.
+    pub limit: usize,
+    /// The records that found no room, ever.
+    pub lost: u64,
+    /// How many read along with sessions.
+    pub readers: usize,
+}
+
 /// What all clones of a sink own; its end tells the thread to end.
 struct Handle(Arc<Queue>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.wake.notify_one();
-    }
-}
-
-enum Entry {
-    Event(Box<Value>),
-    Record(Box<Data>),
-}
-
-#[derive(Default)]
-struct State {
-    entries: Vec<Entry>,
-    /// How many of the entries are records: only these are bounded.
-    records: usize,
-    /// Records that found the queue full since the writer last took it.
-    lost: u64,
-    /// Entries ever taken in, and how many of them are written.
-    accepted: u64,
-    written: u64,
-    /// The writer waits for an entry, so that somebody has to wake it.
-    asleep: bool,
-    /// Somebody waits in a flush: no gathering.
-    hurry: bool,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Queue {
-    state: Mutex<State>,
-    wake: Condvar,
-    written: Condvar,
-}
-
-impl Queue {
-    /// No code panics while it holds the lock; were it so, the state would still be whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push_record(&self, data: Box<Data>) {
-        let mut state = self.lock();
-        if state.records >= QUEUE_LIMIT {
-            state.lost += 1;
-            return;
-        }
-        state.records += 1;
-        self.push(state, Entry::Record(data));
-    }
-
-    fn push_event(&self, line: Box<Value>) {
-        let state = self.lock();
-        self.push(state, Entry::Event(line));
-    }
-
-    fn push(&self, mut state: MutexGuard<'_, State>, entry: Entry) {
-        state.accepted += 1;
-        state.entries.push(entry);
-        let wake = state.asleep || state.records == GATHER_LIMIT;
-        state.asleep = false;
-        drop(state);
-        if wake {
-            self.wake.notify_one();
-        }
-    }
-
-    fn flush(&self) {
-        let mut state = self.lock();
-        let goal = state.accepted;
-        state.hurry = true;
-        self.wake.notify_one();
-        drop(
-            self.written
-                .wait_timeout_while(state, FLUSH_LIMIT, |state| state.written < goal),
-        );
-    }
-
-    /// Waits for entries and takes them all, with the number of records lost since the last time.
-    /// Nothing once the sink is gone and the queue is empty.
-    fn take(&self, batch: &mut Vec<Entry>) -> Option<u64> {
-        let mut state = self.lock();
-        while state.entries.is_empty() {
-            if state.closed {
-                return None;
-            }
-            state.asleep = true;
-            state = self
-                .wake
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        state.asleep = false;
-        let (mut state, _) = self
-            .wake
-            .wait_timeout_while(state, GATHER, |state| {
-                !state.hurry && !state.closed && state.records < GATHER_LIMIT
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        std::mem::swap(&mut state.entries, batch);
-        state.records = 0;
-        state.hurry = false;
-        Some(std::mem::take(&mut state.lost))
-    }
-
-    /// Waits after a failed write; false where nobody is left for whom to try again.
-    fn pause(&self) -> bool {
-        let (state, _) = self
-            .wake
-            .wait_timeout_while(self.lock(), RETRY, |state| !state.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        !state.closed
-    }
-
-    fn count_written(&self, entries: u64) {
-        self.lock().written += entries;
-        self.written.notify_all();
-    }
-}
-
-/// Is the sink's thread.
-fn run(queue: &Queue, mut output: Output) {
-    let mut batch = Vec::new();
-    while let Some(lost) = queue.take(&mut batch) {
-        if lost > 0 {
-            output.line(&Gap::of(lost));
-        }
-        let mut count = 0;
-        for entry in batch.drain(..) {
-            match entry {
-                Entry::Event(line) => output.line(&line),
-                Entry::Record(data) => output.record(&data),
-            }
-            count += 1;
-            if output.lines.len() >= WRITE_BYTES && !write_out(queue, &mut output) {
-                return;
-            }
-        }
-        if !write_out(queue, &mut output) {
-            return;
-        }
-        queue.count_written(count);
-    }
-}
-
-/// Writes all that is made, however often it takes; false where that was given up.
-fn write_out(queue: &Queue, output: &mut Output) -> bool {
-    let mut failed = false;
-    while let Err(error) = output.write() {
-        if !failed {
-            tracing::error!(%error, "audit sink cannot be written to");
-            failed = true;
-        }
-        if !queue.pause() {
-            return false;
-        }
-    }
-    if failed {
-        tracing::info!("audit sink can be written to again");
-    }
-    true
-}
-
-/// The line that stands where records were lost.
-#[derive(Serialize)]
-struct Gap {
-    event: &'static str,
-    time: Stamp,
-    lost: u64,
-}
-
-impl Gap {
-    fn of(lost: u64) -> Self {
-        Self {
-            event: "audit_gap",
-            time: Stamp(SystemTime::now()),
-            lost,
-        }
-    }
-}
-
-/// Lines that are made but not yet written.
-struct Output {
-    writer: Box<dyn Write + Send>,
-    lines: Vec<u8>,
-    /// How much of `lines` is out: a failed write goes on here, so that no line is torn or doubled.
-    done: usize,
-}
-
-impl Output {
-    fn new(writer: Box<dyn Write + Send>) -> Self {
-        Self {
-            writer,
-            lines: Vec::with_capacity(WRITE_BYTES),
-            done: 0,
-        }
-    }
-
-    fn record(&mut self, data: &Data) {
-        data.write(&mut self.lines);
-        self.lines.push(b'\n');
-    }
-
-    fn line(&mut self, line: &impl Serialize) {
-        let start = self.lines.len();
-        if let Err(error) = serde_json::to_writer(&mut self.lines, line) {
-            // Nothing that is handed over has a key that is no text, which alone could fail.
-            tracing::error!(%error, "audit line could not be made");
-            self.lines.truncate(start);
-            return;
-        }
-        self.lines.push(b'\n');
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        while let Some(rest) = self.lines.get(self.done..).filter(|rest| !rest.is_empty()) {
-            match self.writer.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(bytes) => self.done += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.writer.flush()?;
-        self.lines.clear();
-        self.done = 0;
-        Ok(())
+        self.0.end();
     }
 }
 
@@ -338,7 +208,7 @@ impl Output {
 #[cfg(test)]
 pub(crate) struct Captured {
     sink: Sink,
-    bytes: Arc<Mutex<Vec<u8>>>,
+    bytes: Arc<std::sync::Mutex<Vec<u8>>>,
 }
 
 #[cfg(test)]
@@ -361,7 +231,7 @@ impl Captured {
 /// Makes a sink whose lines a test can read.
 #[cfg(test)]
 pub(crate) fn capture() -> (Sink, Captured) {
-    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let bytes = Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = Sink::to_writer(Box::new(tests::Shared(Arc::clone(&bytes))));
     let captured = Captured {
         sink: sink.clone(),
@@ -373,7 +243,10 @@ pub(crate) fn capture() -> (Sink, Captured) {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::io;
+    use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
 
     use serde_json::json;
 
@@ -467,6 +340,51 @@ mod tests {
         emit(&captured.sink, 1);
         let after = captured.lines();
         assert_eq!(after.len(), lines.len() + 1, "a gap is told once");
+    }
+
+    #[test]
+    fn a_full_queue_refuses_what_is_new_and_keeps_what_was_let_in() {
+        let (captured, inside, opener) = gated();
+        let sink = captured.sink.clone().refusing_when_full();
+        emit(&sink, 1);
+        inside.recv_timeout(FAR).unwrap();
+        let mut early: Vec<_> = (0..3).map(|_| Record::begin(&sink, Kind::Tunnel)).collect();
+        assert!(early.iter_mut().all(|record| record.admit().is_ok()));
+        emit(&sink, QUEUE_LIMIT - 1);
+        assert!(!sink.is_full());
+        emit(&sink, 1);
+        assert!(sink.is_full());
+        let mut late = Record::begin(&sink, Kind::Exchange);
+        assert!(late.admit().is_err());
+        drop(late);
+        drop(early);
+        assert_eq!(sink.stats().lost, 1, "only that of the refusal");
+        assert_eq!(sink.stats().waiting, QUEUE_LIMIT + 3);
+        drop(opener);
+        let lines = captured.lines();
+        let gaps: Vec<_> = lines
+            .iter()
+            .filter(|line| line["event"] == "audit_gap")
+            .collect();
+        assert_eq!(gaps.len(), 1);
+        assert_eq!(gaps[0]["lost"], 1);
+        let tunnels = lines.iter().filter(|line| line["event"] == "tunnel");
+        assert_eq!(tunnels.count(), 3);
+        assert!(!sink.is_full(), "there is room again");
+        assert!(Record::begin(&sink, Kind::Exchange).admit().is_ok());
+    }
+
+    #[test]
+    fn a_sink_with_gaps_refuses_nothing() {
+        let (captured, inside, opener) = gated();
+        emit(&captured.sink, 1);
+        inside.recv_timeout(FAR).unwrap();
+        emit(&captured.sink, QUEUE_LIMIT);
+        let mut record = Record::begin(&captured.sink, Kind::Exchange);
+        assert!(record.admit().is_ok() && !captured.sink.is_full());
+        drop(record);
+        assert_eq!(captured.sink.stats().lost, 1);
+        drop(opener);
     }
 
     #[test]

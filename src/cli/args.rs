@@ -15,6 +15,7 @@ use crate::config::{
 use crate::host::HostPattern;
 use crate::id::{ApiKeyId, SessionId, TenantId};
 
+use super::audit::Verify;
 use super::grammar::{UPSTREAM_PROXY_FILE, command, is_of_store, is_upstream_value};
 use super::keys::{Keys, KeysAction};
 use super::proxy_from::ProxyFrom;
@@ -38,6 +39,8 @@ pub struct Cli {
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub enum Verb {
+    /// `audit verify`.
+    Audit(Verify),
     /// `ca show`, `ca export`, `ca generate`.
     Ca(Ca),
     /// `check-config`: prints the effective configuration; takes the flags of `serve`.
@@ -256,6 +259,7 @@ impl Cli {
     {
         let matches = command().try_get_matches_from(arguments)?;
         let verb = match matches.subcommand() {
+            Some(("audit", of)) => Verb::Audit(verify(of)?),
             Some(("ca", of)) => Verb::Ca(ca(of)?),
             Some(("check-config", of)) => Verb::CheckConfig(flags(of, |_| true)),
             Some(("demo", _)) => Verb::Demo,
@@ -497,6 +501,22 @@ fn keys(matches: &ArgMatches) -> Result<Keys, Exit> {
         flags: flags(of, is_of_store),
         action,
     })
+}
+
+fn verify(matches: &ArgMatches) -> Result<Verify, Exit> {
+    match matches.subcommand() {
+        Some(("verify", of)) => Ok(Verify {
+            files: of
+                .get_many("files")
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            closed: of.get_flag("closed"),
+            flags: flags(of, |setting| setting.key == "state_dir"),
+        }),
+        other => Err(not_available("audit ", other)),
+    }
 }
 
 fn ca(matches: &ArgMatches) -> Result<Ca, Exit> {

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use crate::config::{SETTINGS, Setting, Shape};
 
 /// Verbs that later versions have.
-const LATER: &[&str] = &["accounts", "audit", "openapi", "token"];
+const LATER: &[&str] = &["accounts", "openapi", "token"];
 /// The settings that `run` takes as flags too.
 const UPSTREAM_KEYS: &[&str] = &[
     "upstream.ca_files",
@@ -35,6 +35,11 @@ const ENV_HELP: &str = "\
 Without a flag of a session, the proxy is the one of the environment or of --proxy-url. With --secret,
 --scope, --allow, --server or --api-key-file a new session is made, and its sealed tokens are printed
 too. For a POSIX shell: eval \"$(oshu-vault env …)\"";
+
+/// What `audit verify` answers with, at the end of its help.
+const VERIFY_HELP: &str = "\
+The sealing keys are read from where the server reads them. Exit codes: 0, all is whole; 1, a line or
+a file is wrong, which is named on stderr, or cannot be read; 64, a wrong command line or configuration.";
 
 /// Makes the parser of the whole command line.
 pub(super) fn command() -> Command {
@@ -62,6 +67,7 @@ pub(super) fn command() -> Command {
             ca_command(),
             seal_command(),
             keys_command(),
+            audit_command(),
         ])
         .subcommands([
             check,
@@ -290,6 +296,36 @@ fn keys_command() -> Command {
             about("list", "List tenants with their keys", "This tenant alone"),
             about("revoke", "Take a key from its tenant, at once", whose).arg(id),
         ])
+}
+
+fn audit_command() -> Command {
+    let verify = Command::new("verify")
+        .about("Tell whether audit lines were changed, removed, moved or cut off")
+        .after_help(VERIFY_HELP)
+        .args([
+            Arg::new("files")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .num_args(0..)
+                .help("Files to verify on their own, in place of the server's whole chain"),
+            Arg::new("closed")
+                .long("closed")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("files")
+                .help("Fail also where the chain was not ended in order"),
+            path("config", "FILE").help("The configuration file (TOML)"),
+        ])
+        .args(
+            SETTINGS
+                .iter()
+                .filter(|it| it.key == "state_dir")
+                .map(setting_arg),
+        );
+    Command::new("audit")
+        .about("Verify the files of audit records")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([verify])
 }
 
 /// Tells whether the setting says where the store is.

@@ -4,6 +4,7 @@
 //! argument: flags name variables, files and commands. Called by `main`.
 
 mod args;
+mod audit;
 mod ca;
 mod check;
 mod client;
@@ -33,6 +34,7 @@ pub use args::{
     Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Run, SessionAction, SessionCalls, Verb,
 };
 pub use keys::{Keys, KeysAction};
+pub use audit::Verify;
 pub use proxy_from::ProxyFrom;
 pub use seal::Seal;
 pub use spec::{SecretFlag, SecretFrom};
@@ -94,6 +96,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn perform(verb: Verb) -> Result<u8, Exit> {
     match verb {
+        Verb::Audit(verify) => audit::verify(verify).await.map(|()| 0),
         Verb::Ca(ca) => ca::ca(&ca).map(|()| 0),
         Verb::CheckConfig(flags) => check::check_config(flags).map(|()| 0),
         Verb::Demo => demo::demo().await,

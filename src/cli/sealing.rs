@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::run::output;
 use super::state::{self, make_folder, write_private};
 use crate::app::Storage;
-use crate::config::{Config, Flags, Source};
+use crate::config::{AuditSink, Config, Flags, Source};
 use crate::seal::{self, Keyring};
 use crate::secret::Secret;
-use crate::store::{self, Disk};
+use crate::store::{self, Disk, Memory};
 
 /// The file of the sealing keys in the state directory.
 pub(super) const SEAL_KEY_FILE: &str = "seal.key";
@@ -122,9 +122,11 @@ impl KeySource {
 
 /// Opens the store, and reads the keys that go with it; `--dev` makes them at its first start.
 pub(super) async fn storage(config: &Config) -> Result<Storage, Error> {
-    let Some(file) = config.store.file(&config.state_dir) else {
+    let file = config.store.file(&config.state_dir);
+    // A chain of audit lines is worth nothing under a key that ends with the process.
+    if file.is_none() && config.audit.sink != AuditSink::File {
         return Ok(Storage::in_memory());
-    };
+    }
     let keys = KeySource::of(config);
     if let KeySource::File {
         path,
@@ -133,18 +135,18 @@ pub(super) async fn storage(config: &Config) -> Result<Storage, Error> {
         && !path.exists()
     {
         // A store that is there was sealed by some other key.
-        if !config.dev || file.exists() {
+        if !config.dev || file.as_ref().is_some_and(|file| file.exists()) {
             return Err(Error::NoKey(path.clone()));
         }
         generate(path)?;
     }
     let keyring = keys.read().await?;
     make_folder(&config.state_dir).map_err(Error::State)?;
-    let store = open(file).await?;
-    Ok(Storage {
-        store: std::sync::Arc::new(store),
-        keyring,
-    })
+    let store: std::sync::Arc<dyn store::Store> = match file {
+        Some(file) => std::sync::Arc::new(open(file).await?),
+        None => std::sync::Arc::new(Memory::default()),
+    };
+    Ok(Storage { store, keyring })
 }
 
 /// Writes a fresh key into a file that was not there before.

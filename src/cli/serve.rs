@@ -1,7 +1,8 @@
 //! `serve`: the server, from its configuration to its drain.
 //!
 //! Stdout carries JSON lines only: the API key at the first start of `--dev`, the addresses when
-//! all listeners are bound, then audit records. Everything else goes to stderr.
+//! all listeners are bound, then audit records unless they go to a file. Everything else goes to
+//! stderr.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use super::control::Control;
 use super::sealing::{self, KeySource};
 use super::state;
 use super::{Exit, STARTUP, chain};
-use crate::app::{App, Parts};
-use crate::audit::Sink;
-use crate::config::{Config, Flags, Source};
+use crate::app::{App, Parts, Storage};
+use crate::audit::{FileOptions, Sink};
+use crate::config::{AuditSink, Config, Flags, OnFull, Source};
 use crate::secret::Fingerprint;
 use crate::telemetry;
 
@@ -30,16 +31,17 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
     let storage = sealing::storage(&config).await;
     let storage = storage.map_err(|error| Exit::startup(&error))?;
     let (api_key, is_new) = state::api_key(&config, &source).map_err(|e| Exit::startup(&e))?;
-    let audit = Sink::to_writer(Box::new(std::io::stdout()));
+    let events = Sink::to_writer(Box::new(std::io::stdout()));
+    let audit = audit(&config, &storage, &events)?;
     if is_new {
         let text = String::from_utf8_lossy(api_key.expose());
-        audit.event(json!({ "event": "api_key", "api_key": text }));
+        events.event(json!({ "event": "api_key", "api_key": text }));
     }
     let api_key = Fingerprint::of(api_key.expose());
     let parts = Parts {
         authority,
         api_key,
-        audit: audit.clone(),
+        audit,
         storage,
     };
     // Before the listeners, so that no signal is missed once they are announced.
@@ -48,7 +50,7 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
         .await
         .map_err(|error| Exit::startup(&error))?;
     let control = control(&config, &app);
-    audit.event(ready(&app, &config.state_dir.join(state::CA_FILE)));
+    events.event(ready(&app, &config.state_dir.join(state::CA_FILE)));
     if config.dev {
         tracing::warn!("--dev: loopback upstreams and unscoped secrets are allowed");
     }
@@ -60,7 +62,29 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
         // Its end removes the socket's file.
         drop(control.await);
     }
+    events.flush();
     Ok(())
+}
+
+/// Makes the sink of audit records: the stream of all events, or a file.
+fn audit(config: &Config, storage: &Storage, events: &Sink) -> Result<Sink, Exit> {
+    let audit = &config.audit;
+    let sink = match audit.sink {
+        AuditSink::Stdout => events.clone(),
+        AuditSink::File => {
+            let options = FileOptions {
+                path: audit.path(&config.state_dir),
+                rotate_bytes: audit.rotate_bytes,
+                keep: audit.keep,
+            };
+            let sink = Sink::to_file(options, &storage.keyring);
+            sink.map_err(|error| Exit::failed(&format!("audit.file: {}", chain(&error))))?
+        }
+    };
+    Ok(match audit.on_full {
+        OnFull::Gap => sink,
+        OnFull::Refuse => sink.refusing_when_full(),
+    })
 }
 
 /// Lets commands of the same user reach the server, where there is a store that they may be about.

@@ -50,6 +50,7 @@ fn help_and_version_are_answers() {
         "session",
         "ca",
         "seal",
+        "audit",
         "check-config",
         "healthcheck",
         "version",
@@ -67,7 +68,6 @@ fn help_and_version_are_answers() {
 fn later_verbs_are_refused_by_name() {
     for line in [
         "token mint",
-        "audit verify --help",
         "accounts set 1 --paid true",
         "token mint --user-id 1",
         "openapi",
@@ -482,6 +482,27 @@ fn keys_of_tenants_are_created_listed_and_revoked() {
         "keys revoke",
         "keys revoke key_1",
         "keys list --listen a",
+    ] {
+        assert_eq!(parse(line).unwrap_err().code, 64, "{line}");
+    }
+}
+
+#[test]
+fn audit_lines_are_verified_whole_or_by_file() {
+    let Verb::Audit(verify) = parse("audit verify --closed --config c --state-dir /s").unwrap()
+    else {
+        panic!("another verb");
+    };
+    assert!(verify.closed && verify.files.is_empty());
+    assert_eq!(verify.flags.config(), Some(Path::new("c")));
+    let Verb::Audit(verify) = parse("audit verify a b").unwrap() else {
+        panic!("another verb");
+    };
+    assert_eq!(verify.files, [Path::new("a"), Path::new("b")]);
+    for line in [
+        "audit",
+        "audit verify --closed a",
+        "audit verify --listen a",
     ] {
         assert_eq!(parse(line).unwrap_err().code, 64, "{line}");
     }

@@ -10,7 +10,7 @@ use super::raw::Reading;
 use super::settings::{Draft, find};
 use super::source::{Flags, Source};
 use super::value::UnscopedSecrets;
-use super::{Config, Origin, Problem, Problems, loopback};
+use super::{AuditSink, Config, Origin, Problem, Problems, loopback};
 use crate::policy::{AddressRules, Refused, vet};
 use crate::secret::Fingerprint;
 use crate::upstream::UpstreamProxy;
@@ -41,6 +41,11 @@ const MOST_A_SECOND: u32 = 1_000_000;
 /// How many windows of a stream the window of an HTTP/2 connection has at least, or one stream of
 /// small frames can end the others.
 const WINDOWS: u64 = 16;
+const AUDIT_FILE: &str = "audit.file";
+const AUDIT_ROTATE: &str = "audit.rotate_bytes";
+const AUDIT_SINK: &str = "audit.sink";
+/// The smallest file of audit records: one that holds more than its own first and last line.
+const AUDIT_LEAST_BYTES: u64 = 4096;
 /// The places that sealing keys may come from.
 const SEAL_KEYS: [&str; 3] = ["seal.key", "seal.key_file", "seal.key_command"];
 #[cfg(test)]
@@ -64,6 +69,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     read_upstream_proxy(&mut reading, source);
     check_seal(&mut reading);
     check_limits(&mut reading);
+    check_audit(&mut reading);
     finish(reading)
 }
 
@@ -211,6 +217,26 @@ fn check_seal(reading: &mut Reading) {
             let origin = reading.origin(key);
             reading.report(key, expectation, origin);
         }
+    }
+}
+
+/// Refuses a file that nothing would be written to, and files of a line or two.
+fn check_audit(reading: &mut Reading) {
+    let audit = &reading.draft.config.audit;
+    let is_small = audit.rotate_bytes < AUDIT_LEAST_BYTES;
+    let is_unused = audit.file.is_some() && audit.sink == AuditSink::Stdout;
+    if is_small && reading.trusts(&[AUDIT_ROTATE]) {
+        let origin = reading.origin(AUDIT_ROTATE);
+        let expectation = format!("expects at least {AUDIT_LEAST_BYTES} bytes");
+        reading.report(AUDIT_ROTATE, expectation, origin);
+    }
+    if is_unused && reading.trusts(&[AUDIT_SINK, AUDIT_FILE]) {
+        let origin = reading.origin(AUDIT_FILE);
+        reading.report(
+            AUDIT_FILE,
+            "has no use without audit.sink = \"file\"",
+            origin,
+        );
     }
 }
 

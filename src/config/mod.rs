@@ -65,6 +65,8 @@ pub struct Config {
     pub store: Store,
     /// Where the keys are that seal them there.
     pub seal: Seal,
+    /// Where audit records go.
+    pub audit: Audit,
 }
 
 impl Default for Config {
@@ -85,6 +87,7 @@ impl Default for Config {
             danger_unscrubbed_codings: false,
             store: Store::default(),
             seal: Seal::default(),
+            audit: Audit::default(),
         }
     }
 }
@@ -340,6 +343,63 @@ pub struct Seal {
     pub key_file: Option<PathBuf>,
     /// A shell command that prints them.
     pub key_command: Option<String>,
+}
+
+/// Where audit records go, and what is done when they cannot (`[audit]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// The kind of sink.
+    pub sink: AuditSink,
+    /// The file; that of the state directory where none is named.
+    pub file: Option<PathBuf>,
+    /// The size from which on another file is begun.
+    pub rotate_bytes: u64,
+    /// How many full files are kept.
+    pub keep: usize,
+    /// What is done with a record that finds no room.
+    pub on_full: OnFull,
+}
+
+impl Audit {
+    /// The file's name in the state directory.
+    pub const FILE: &str = "audit.jsonl";
+
+    /// Returns the file that is written to, or would be.
+    pub fn path(&self, state_dir: &Path) -> PathBuf {
+        let default = || state_dir.join(Self::FILE);
+        self.file.clone().unwrap_or_else(default)
+    }
+}
+
+impl Default for Audit {
+    /// Standard output, and ten files of 100 MiB where there is a file.
+    fn default() -> Self {
+        Self {
+            sink: AuditSink::Stdout,
+            file: None,
+            rotate_bytes: 100 * 1024 * 1024,
+            keep: 10,
+            on_full: OnFull::Gap,
+        }
+    }
+}
+
+/// A kind of sink for audit records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditSink {
+    /// A file whose lines are chained.
+    File,
+    /// The standard output.
+    Stdout,
+}
+
+/// What is done with a record that finds no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// It is lost, and counted.
+    Gap,
+    /// What it would tell of is refused before it begins.
+    Refuse,
 }
 
 /// An origin: scheme, host and port, without path, user or query.

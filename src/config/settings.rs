@@ -14,7 +14,6 @@ pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
 /// Keys, and sections with all their keys, that later versions have.
 const LATER: &[&str] = &[
     "api",
-    "audit",
     "gateway",
     "github",
     "payment",
@@ -309,6 +308,20 @@ pub const SETTINGS: &[Setting] = &[
         "\"secret-tool lookup service oshu-vault\"",
         "A shell command that prints what key_file would hold; it has 30 seconds."),
 
+    setting!("audit.sink", config.audit.sink, Anywhere, None, "\"stdout\"",
+        "Where audit records go: stdout, or file, whose lines are chained so that `oshu-vault audit \
+         verify` finds what was changed, removed or cut off."),
+    setting!("audit.file", config.audit.file, Anywhere, None, "\"/var/log/oshu-vault/audit.jsonl\"",
+        "The file where audit.sink says so; without it audit.jsonl in the state directory. Its head, \
+         its lock and the files that were full lie beside it."),
+    setting!("audit.rotate_bytes", config.audit.rotate_bytes, Anywhere, None, "104857600",
+        "Bytes from which on another file is begun: at least 4096."),
+    setting!("audit.keep", config.audit.keep, Anywhere, None, "10",
+        "How many full files are kept. Older ones are deleted."),
+    setting!("audit.on_full", config.audit.on_full, Anywhere, None, "\"gap\"",
+        "What happens while the sink takes nothing and 8192 records wait: gap loses records and \
+         counts them; refuse answers new requests with 503 until there is room."),
+
     setting!("limits.first_byte_timeout_ms", config.limits.first_byte_timeout, Anywhere, None,
         "15000", "Milliseconds for the first byte of a connection, and of a tunnel after the answer to \
          CONNECT."),
@@ -466,9 +479,10 @@ mod tests {
     #[test]
     fn later_sections_hold_all_their_keys() {
         for (path, later) in [
-            ("audit", true),
-            ("audit.on_full", true),
-            ("auditor", false),
+            ("admin_key", true),
+            ("api.listen", true),
+            ("apis", false),
+            ("audit", false),
             ("store.max_stale", true),
             ("store.max_stales", false),
             ("store.url", false),

@@ -16,7 +16,7 @@ use crate::telemetry::LogFormat;
 use crate::upstream::UpstreamProxy;
 
 use super::settings::Shape;
-use super::{PublicUrl, Resolve, Store, Trust};
+use super::{AuditSink, OnFull, PublicUrl, Resolve, Store, Trust};
 
 /// The fewest characters of an API key.
 const API_KEY_LEAST_CHARACTERS: usize = 16;
@@ -274,6 +274,10 @@ words!(LogFormat, "expects json or text", "json|text",
     "json" => LogFormat::Json, "text" => LogFormat::Text);
 words!(Trust, "expects public or system", "public|system",
     "public" => Trust::Public, "system" => Trust::System);
+words!(AuditSink, "expects file or stdout", "file|stdout",
+    "file" => AuditSink::File, "stdout" => AuditSink::Stdout);
+words!(OnFull, "expects gap or refuse", "gap|refuse",
+    "gap" => OnFull::Gap, "refuse" => OnFull::Refuse);
 words!(UnscopedSecrets, "expects refuse or any_host", "refuse|any_host",
     "refuse" => UnscopedSecrets::Refuse, "any_host" => UnscopedSecrets::AnyHost);
 

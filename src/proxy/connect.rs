@@ -64,6 +64,7 @@ impl Proxy {
     ) -> Result<(TunnelGuard, HostPort), Refusal> {
         let caller = self.authenticate(head, peer, record)?;
         let handle = caller.handle();
+        record.admit()?;
         if request_framing(head)? != Framing::None {
             return Err(Refusal::client(
                 400,

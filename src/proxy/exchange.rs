@@ -162,6 +162,7 @@ pub(super) fn admit(
     if lane.handle.is_over() {
         return Err(Refusal::session_over());
     }
+    record.admit()?;
     let framing = request_framing(head)?;
     check_method(head)?;
     check_target(lane, head, target)?;

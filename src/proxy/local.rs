@@ -4,12 +4,13 @@
 //! for it; the answer is streamed. Proxy credentials mean nothing here.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::mpsc;
 
@@ -45,9 +46,9 @@ impl http_body::Body for Upload {
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, LocalError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, LocalError>>> {
         let piece = self.0.poll_recv(cx);
-        piece.map(|piece| piece.map(|piece| piece.map(http_body::Frame::data)))
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
@@ -159,6 +160,29 @@ impl LocalServer {
             Err(_gone) => After::Gone,
         }
     }
+}
+
+/// Waits for the next frame of an answer, unless its reader goes away first: a stream may be silent
+/// for long, and must not be held for nobody.
+async fn unless_closed(
+    down: &mut Connection,
+    body: &mut Pin<Box<LocalBody>>,
+) -> Result<Option<Result<Frame<Bytes>, LocalError>>, LocalError> {
+    let mut is_open = true;
+    poll_fn(|cx| {
+        if let Poll::Ready(frame) = body.as_mut().poll_frame(cx) {
+            return Poll::Ready(Ok(frame));
+        }
+        if is_open && let Poll::Ready(is_closed) = down.poll_closed(cx) {
+            if is_closed {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::BrokenPipe).into()));
+            }
+            // It sent something else: it is there.
+            is_open = false;
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Makes the request that the service sees.
@@ -273,7 +297,7 @@ async fn write(
         down.send(&text).await?;
         return Ok(());
     }
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    while let Some(frame) = unless_closed(down, &mut body).await? {
         let Ok(data) = frame?.into_data() else {
             continue;
         };

@@ -10,13 +10,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::audit::Decision;
+use crate::audit::{Decision, Full};
 use crate::policy::{Denial, Refused};
 use crate::serve::Full;
 use crate::session::{self, Limited};
 use crate::swap::CaptureError;
 use crate::upstream::{self, ProxyError};
 use crate::wire::{Connection, Error as WireError, FlowError};
+
+/// When it is worth to try again after the audit sink was full, in seconds.
+const AUDIT_RETRY_SECONDS: u64 = 5;
 
 /// Why the proxy answers by itself.
 #[derive(Debug)]
@@ -102,6 +105,20 @@ impl Refusal {
             decision: Decision::Failed,
             retry_after: None,
             closes: false,
+        }
+    }
+
+    /// Refuses what could not be recorded, where the operator wants no gap.
+    pub(super) fn audit_full() -> Self {
+        Self {
+            ask: Some("whether the proxy's audit sink can be written to".to_owned()),
+            retry_after: Some(AUDIT_RETRY_SECONDS),
+            ..Self::upstream(
+                503,
+                "audit_full",
+                "proxy_internal_error",
+                "nothing is let through that cannot be recorded",
+            )
         }
     }
 
@@ -278,6 +295,12 @@ pub(super) async fn send_bodyless(
     keep_alive: bool,
 ) -> io::Result<()> {
     down.send(&refusal.write(keep_alive, true)).await
+}
+
+impl From<Full> for Refusal {
+    fn from(_full: Full) -> Self {
+        Self::audit_full()
+    }
 }
 
 impl From<WireError> for Refusal {

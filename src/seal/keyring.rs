@@ -9,11 +9,13 @@ use std::fmt;
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce, Tag};
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
+use aws_lc_rs::hmac::HMAC_SHA256;
 use data_encoding::{BASE64, HEXLOWER, HEXLOWER_PERMISSIVE};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::id::fill_random;
-use crate::seal::{Context, Error};
+use crate::seal::{Context, Error, MacKey};
 
 /// The length of a sealing key in bytes.
 pub const KEY_BYTES: usize = 32;
@@ -25,6 +27,8 @@ const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 /// Keeps our envelopes apart from whatever else might one day be sealed under the same key.
 const LABEL: &[u8] = b"oshu-vault/seal";
+/// Keeps keys that are derived from a sealing key apart from those of other programs.
+const DERIVE: &[u8] = b"oshu-vault/derive";
 
 /// Names a sealing key: four bytes, written as eight hex digits. It tells nothing of the key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +38,13 @@ impl KeyId {
     /// Wraps an id that the operator chose.
     pub fn new(number: u32) -> Self {
         Self(number.to_be_bytes())
+    }
+
+    /// Reads an id as it is printed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 2 * KEY_ID_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = u32::from_str_radix(text, 16).ok()?;
+        digits.then(|| Self::new(number))
     }
 
     /// Derives an id from the key, so that a key and its id cannot be mixed up: the first bytes of
@@ -65,6 +76,8 @@ pub struct Keyring {
     /// Never empty; the current key is the first. Boxed, so that moving a keyring leaves no copy
     /// of a key schedule behind.
     keys: Vec<(KeyId, Box<Aes256Gcm>)>,
+    /// What other keys are derived from, beside the keys. Overwritten on drop.
+    roots: Vec<(KeyId, Box<Prk>)>,
 }
 
 impl Keyring {
@@ -74,6 +87,7 @@ impl Keyring {
         fill_random(key.as_mut());
         Self {
             keys: vec![(KeyId::of(&key), cipher(&key))],
+            roots: vec![(KeyId::of(&key), root(&key))],
         }
     }
 
@@ -144,7 +158,18 @@ impl Keyring {
         }
         let at = keys.iter().position(|(id, _)| *id == current);
         keys.swap(0, at.ok_or(Error::NoCurrentKey(current))?);
-        Ok(Self { keys })
+        let roots = given.iter().map(|(id, key)| (*id, root(key))).collect();
+        Ok(Self { keys, roots })
+    }
+
+    /// Derives a key that authenticates, for one purpose, from a key of the keyring (HKDF, RFC 5869).
+    /// Nothing where the keyring has no such key.
+    pub fn mac_key(&self, id: KeyId, purpose: &'static str) -> Option<MacKey> {
+        let (_, root) = self.roots.iter().find(|(known, _)| *known == id)?;
+        let purpose = [purpose.as_bytes()];
+        root.expand(&purpose, HMAC_SHA256)
+            .ok()
+            .map(|key| MacKey::new(key.into()))
     }
 
     /// Returns the id of the key that seals.
@@ -272,6 +297,14 @@ fn read_key(text: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
     let bytes = Zeroizing::new(bytes);
     let key: &[u8; KEY_BYTES] = bytes.as_slice().try_into().ok()?;
     Some(Zeroizing::new(*key))
+}
+
+#[expect(
+    clippy::unnecessary_box_returns,
+    reason = "moving the keyring must leave no copy behind"
+)]
+fn root(key: &[u8; KEY_BYTES]) -> Box<Prk> {
+    Box::new(Salt::new(HKDF_SHA256, DERIVE).extract(key))
 }
 
 fn cipher(key: &[u8; KEY_BYTES]) -> Box<Aes256Gcm> {
@@ -402,6 +435,31 @@ mod tests {
         }
         let longer = [sealed.as_slice(), &[0]].concat();
         assert_eq!(opened(&keys, &longer), Err(Error::Refused));
+    }
+
+    #[test]
+    fn derived_keys_are_of_one_key_and_one_purpose() {
+        let keys = keyring(&[OLD, NEW], NEW);
+        let sum = |id, purpose| keys.mac_key(id, purpose).unwrap().sign(&[b"a", b"b"]);
+        assert_eq!(sum(OLD, "one"), sum(OLD, "one"));
+        assert_ne!(sum(OLD, "one"), sum(OLD, "other"));
+        assert_ne!(sum(OLD, "one"), sum(NEW, "one"));
+        let alone = keyring(&[OLD], OLD);
+        assert_eq!(
+            alone.mac_key(OLD, "one").unwrap().sign(&[b"ab"]),
+            sum(OLD, "one")
+        );
+        assert!(alone.mac_key(NEW, "one").is_none());
+    }
+
+    #[test]
+    fn ids_read_back_as_they_are_printed() {
+        for id in [OLD, NEW, KeyId::of(&[7; KEY_BYTES])] {
+            assert_eq!(KeyId::parse(&id.to_string()), Some(id));
+        }
+        for wrong in ["", "1", "+0000001", "000000001", "0000000g"] {
+            assert_eq!(KeyId::parse(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

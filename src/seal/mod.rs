@@ -6,8 +6,10 @@
 //! goes to the store and after it was loaded.
 
 mod keyring;
+mod mac;
 
 pub use keyring::{KEY_BYTES, KeyId, Keyring};
+pub use mac::{MAC_BYTES, MacKey};
 
 /// Says why sealed bytes did not open, or why keys make no keyring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

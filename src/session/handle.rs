@@ -164,6 +164,11 @@ impl SessionHandle {
         self.cut.is_cancelled()
     }
 
+    /// Waits until the session is cut, for good.
+    pub async fn ended(&self) {
+        self.cut.cancelled().await;
+    }
+
     /// Returns when the session was created.
     pub fn created(&self) -> SystemTime {
         self.created

@@ -84,7 +84,7 @@ pub struct Sessions {
     pub(super) tenants: Arc<Tenants>,
     quotas: Quotas,
     rules: Arc<AddressRules>,
-    audit: Sink,
+    pub(super) audit: Sink,
     pub(super) clock: Clock,
     /// Rows that are in the store and were refused.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
@@ -353,6 +353,11 @@ impl Sessions {
         let matches = kept.matches(token.as_bytes());
         let handle = handle.filter(|handle| matches && !handle.is_over())?;
         Some(Authenticated { handle })
+    }
+
+    /// Returns the sink of the sessions' records.
+    pub fn audit(&self) -> &Sink {
+        &self.audit
     }
 
     /// Tells whether the store takes changes, as far as is known.

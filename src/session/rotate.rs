@@ -81,6 +81,7 @@ impl Sessions {
         if let Some(missing) = known.find(|key| !keyring.ids().any(|id| id == **key)) {
             return Err(Error::Keys(seal::Error::UnknownKey(*missing)));
         }
+        self.audit.rekey(&keyring);
         *self.keyring.write().await = keyring;
         self.seal_anew().await
     }

@@ -33,6 +33,9 @@ pub enum Failure {
     /// The idempotency key was used before; without an id the other call is still at work.
     #[error("a session was already created with this idempotency key")]
     AlreadyCreated(Option<SessionId>),
+    /// Nothing new is recorded at present, so that nothing new is done.
+    #[error("the audit sink takes no records at present: try again later")]
+    AuditFull,
     /// The body is not JSON, at this line and column.
     #[error("the body is not JSON: line {0}, column {1}")]
     BadJson(usize, usize),
@@ -78,6 +81,9 @@ pub enum Failure {
     /// The body is longer than the limit.
     #[error("the body has more than 1 MiB")]
     TooLarge,
+    /// As many read along with the session as may.
+    #[error("as many read along with this session as may")]
+    TooManyReaders,
     /// Too many wrong keys came from the address; it is to wait so long.
     #[error("too many wrong API keys came from this address: a right one is always taken")]
     TooManyAttempts(Duration),
@@ -146,6 +152,7 @@ impl Failure {
     fn kind(&self) -> (StatusCode, &'static str) {
         match self {
             Self::AlreadyCreated(_) => (StatusCode::CONFLICT, "already_created"),
+            Self::AuditFull => (StatusCode::SERVICE_UNAVAILABLE, "audit_full"),
             Self::BadJson(..) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::Conflict(code, _) => (StatusCode::CONFLICT, code),
@@ -166,6 +173,7 @@ impl Failure {
             Self::TlsRequired => (StatusCode::FORBIDDEN, "tls_required"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::TooManyAttempts(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_auth_failures"),
+            Self::TooManyReaders => (StatusCode::TOO_MANY_REQUESTS, "too_many_readers"),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated"),
             Self::UnsupportedMedia => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")

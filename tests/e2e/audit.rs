@@ -1,10 +1,13 @@
 //! Audit: one record for each exchange, tunnel and change, failures included, and no value in it.
 
+use oshu_vault::config::{Config, OnFull};
 use oshu_vault_sdk::UpdateSession;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 
-use crate::support::{EVIL, GOOD, Origin, REAL, SIDE, Scene, contains};
+use crate::support::{
+    EVIL, GOOD, H2Origin, H2Scene, Origin, REAL, SIDE, Scene, TWO, VaultBuilder, contains, within,
+};
 
 const TARGET: &str = "good.example.com:443";
 
@@ -289,4 +292,84 @@ async fn changes_of_sessions_are_recorded() {
     }
     assert_eq!(lines.len(), 4, "{lines:#?}");
     assert!(!contains(&log.raw(), "rotated-value"));
+}
+
+/// Has what is new refused while the sink is full.
+fn refuse(config: &mut Config) {
+    config.audit.on_full = OnFull::Refuse;
+}
+
+#[tokio::test]
+async fn a_full_sink_refuses_what_is_new_where_the_operator_says_so() {
+    let set = |vault: VaultBuilder| vault.config(refuse);
+    let world = H2Scene::with(H2Origin::echo_ok().await, set).await;
+    let scene = &world.scene;
+    let (sdk, id) = (scene.vault.sdk(), &scene.session.session_id);
+    let doomed = scene.vault.session(&Scene::request()).await;
+    let mut open = scene.workload.connect(TARGET).await;
+    let two = scene.workload.h2(&format!("{TWO}:443")).await;
+    scene.alive("before").await;
+    two.get("/alive").await;
+    let log = scene.vault.audit_log();
+    log.fill();
+    let head = scene.fill("GET /full HTTP/1.1\r\nHost: good.example.com\r\nX-Key: {T}\r\n\r\n");
+    open.send(&head).await;
+    let answer = open.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "audit_full"));
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    let answer = two.get("/full").await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "audit_full"));
+    for target in [TARGET, "evil.example.net:443"] {
+        let answer = scene.workload.refused(target).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "audit_full"));
+    }
+    let url = format!("http://{SIDE}/full");
+    let answer = scene.workload.get(&url, &[]).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "audit_full"));
+    let refused = sdk.create_session(&Scene::request()).await.err();
+    assert_eq!(refused.expect("a refusal").status(), Some(503));
+    let patch = UpdateSession::new().ttl_seconds(600);
+    let refused = sdk.update_session(id, &patch).await.err();
+    assert_eq!(refused.expect("a refusal").status(), Some(503));
+    sdk.get_session(id)
+        .await
+        .expect("nothing is recorded of it");
+    sdk.delete_session(&doomed.session_id)
+        .await
+        .expect("taken away all the same");
+    for origin in [&scene.good, &scene.side, &scene.evil] {
+        assert!(!contains(&origin.bytes(), "/full"), "nothing arrived");
+    }
+    log.hold(false);
+    let told = |lines: &[Value]| lines.iter().any(|line| line["event"] == "audit_gap");
+    log.wait("the gap of the refusals", told).await;
+    scene.alive("a full sink").await;
+    open.send(&head).await;
+    assert_eq!(open.answer().await.status, 200, "the same tunnel");
+}
+
+#[tokio::test]
+async fn a_full_sink_leaves_a_gap_where_nothing_else_is_said() {
+    let scene = Scene::new().await;
+    let log = scene.vault.audit_log();
+    log.fill();
+    let before = log.sink().stats().lost;
+    scene.alive("a full sink").await;
+    let lost = |at_least| async move {
+        // The tunnel's own record comes when its connection has ended.
+        within("lost records", async {
+            while log.sink().stats().lost < at_least {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    lost(before + 2).await;
+    log.hold(false);
+    let told = |lines: &[Value]| lines.iter().any(|line| line["event"] == "audit_gap");
+    let lines = log.wait("the gap", told).await;
+    let gaps = lines.iter().filter(|line| line["event"] == "audit_gap");
+    let sum: u64 = gaps.filter_map(|line| line["lost"].as_u64()).sum();
+    assert_eq!(sum, log.sink().stats().lost, "the count is exact");
+    assert!(sum >= 3);
 }

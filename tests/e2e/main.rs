@@ -32,6 +32,7 @@ mod connections;
 mod curl;
 mod demo;
 mod endings;
+mod events;
 mod exhaustion;
 mod framing;
 mod grpc;

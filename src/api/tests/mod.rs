@@ -3,6 +3,7 @@
 //! What many tests need stands here: a service with two tenants, calls, and a secret that must
 //! never come back. The tests stand beside it, by what they are about.
 
+mod events;
 mod fields;
 mod patches;
 mod sessions;

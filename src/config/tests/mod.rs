@@ -332,8 +332,8 @@ fn what_is_not_known_is_refused_by_its_full_path() {
             "api: not available in this version (from /c.toml:1)",
         ),
         (
-            "[audit]\non_full = 'refuse'",
-            "audit: not available in this version (from /c.toml:1)",
+            "[audit]\non_fall = 'refuse'",
+            "audit.on_fall: unknown setting, did you mean audit.on_full? (from /c.toml:2)",
         ),
         (
             "[gateway]\napi_key = 'canary'",
@@ -582,8 +582,52 @@ fn examples_are_right() {
         "admin_key_file: names a file that cannot be read",
         "upstream.proxy_file: names a file that cannot be read",
         "seal.key_command: is given beside seal.key_file (from /c.toml",
+        "audit.file: has no use without audit.sink = \"file\" (from /c.toml",
     ]) {
         assert!(problem.starts_with(expected), "{problems:?}");
+    }
+}
+
+#[test]
+fn audit_settings_are_read_and_bounded() {
+    let file = "[audit]\nsink = 'file'\nfile = '/log/a'\nrotate_bytes = 4096\nkeep = 3\n\
+                on_full = 'refuse'\n";
+    let audit = with_file(file).unwrap().audit;
+    let expected = Audit {
+        sink: AuditSink::File,
+        file: Some("/log/a".into()),
+        rotate_bytes: 4096,
+        keep: 3,
+        on_full: OnFull::Refuse,
+    };
+    assert_eq!(audit, expected);
+    assert_eq!(audit.path(Path::new("/s")), Path::new("/log/a"));
+    assert_eq!(
+        Audit::default().path(Path::new("/s")),
+        Path::new("/s/audit.jsonl")
+    );
+    for (file, expected) in [
+        (
+            "audit.rotate_bytes = 4095",
+            "audit.rotate_bytes: expects at least 4096 bytes",
+        ),
+        (
+            "audit.keep = 0",
+            "audit.keep: expects a whole number from 1",
+        ),
+        ("audit.sink = 'x'", "audit.sink: expects file or stdout"),
+        (
+            "audit.on_full = 'x'",
+            "audit.on_full: expects gap or refuse",
+        ),
+        (
+            "audit.file = '/a'",
+            "audit.file: has no use without audit.sink = \"file\"",
+        ),
+    ] {
+        let problems = with_file(file).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(expected), "{problems:?}");
     }
 }
 
@@ -608,6 +652,7 @@ fn the_effective_configuration_can_be_given_back() {
             "upstream.proxy_file",
             "seal.key_file",
             "seal.key_command",
+            "audit.file",
         ]
         .contains(&setting.key);
         let name = setting.key.rsplit('.').next().unwrap();

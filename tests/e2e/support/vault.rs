@@ -5,13 +5,13 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use oshu_vault::app::{App, Listening, Parts, Storage, TENANT};
-use oshu_vault::audit::Sink;
+use oshu_vault::audit::{Kind, Record, Sink};
 use oshu_vault::authority::{CertificateAuthority, Root};
-use oshu_vault::config::{Config, Resolve};
+use oshu_vault::config::{Config, OnFull, Resolve};
 use oshu_vault::host::Host;
 use oshu_vault::id::{SessionId, TenantId};
 use oshu_vault::policy::Cidr;
@@ -92,6 +92,10 @@ impl VaultBuilder {
         let authority = Arc::new(CertificateAuthority::new(root).expect("an authority"));
         let log = AuditLog::default();
         let sink = Sink::to_writer(Box::new(log.clone()));
+        let sink = match self.config.audit.on_full {
+            OnFull::Gap => sink,
+            OnFull::Refuse => sink.refusing_when_full(),
+        };
         let parts = Parts {
             authority: Arc::clone(&authority),
             api_key: Fingerprint::of(API_KEY.as_bytes()),
@@ -230,6 +234,8 @@ impl Vault {
 pub(crate) struct AuditLog {
     text: Arc<Mutex<Vec<u8>>>,
     changed: watch::Sender<()>,
+    /// Whether writes are held, and one is.
+    held: Arc<(Mutex<(bool, bool)>, Condvar)>,
     sink: Option<Sink>,
 }
 
@@ -238,6 +244,7 @@ impl Default for AuditLog {
         Self {
             text: Arc::default(),
             changed: watch::Sender::new(()),
+            held: Arc::default(),
             sink: None,
         }
     }
@@ -247,6 +254,34 @@ impl AuditLog {
     fn with(mut self, sink: Sink) -> Self {
         self.sink = Some(sink);
         self
+    }
+
+    /// Returns the sink.
+    pub(crate) fn sink(&self) -> &Sink {
+        self.sink.as_ref().expect("the sink of a vault")
+    }
+
+    /// Holds all writes, or lets them go.
+    pub(crate) fn hold(&self, held: bool) {
+        let mut state = self.held.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = (held, false);
+        self.held.1.notify_all();
+    }
+
+    /// Holds all writes and hands over records until no more find room.
+    pub(crate) fn fill(&self) {
+        self.hold(true);
+        let lost = self.sink().stats().lost;
+        drop(Record::begin(self.sink(), Kind::Session));
+        let state = self.held.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lock, far) = (&self.held.1, std::time::Duration::from_secs(30));
+        let waited = lock.wait_timeout_while(state, far, |(_, is_one)| !*is_one);
+        let (state, late) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!late.timed_out(), "the writer comes");
+        drop(state);
+        while self.sink().stats().lost == lost {
+            drop(Record::begin(self.sink(), Kind::Session));
+        }
     }
 
     /// Returns everything as it was written.
@@ -286,6 +321,14 @@ impl AuditLog {
 
 impl Write for AuditLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut state = self.held.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.0 {
+            state.1 = true;
+            self.held.1.notify_all();
+            let woken = self.held.1.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
         self.text
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -11,7 +11,7 @@ use crate::binary::{Home, Server, get};
 use crate::support::within;
 
 /// Lets a server write files up to a size, or of any.
-fn limit(server: &Server, bytes: Option<u64>) {
+pub(super) fn limit(server: &Server, bytes: Option<u64>) {
     let id = server.child.id().expect("a running server");
     let id = Pid::from_raw(id.try_into().expect("an id"));
     let limit = Rlimit {
@@ -23,11 +23,16 @@ fn limit(server: &Server, bytes: Option<u64>) {
 
 /// Starts a server for which a write over the limit is an error and not its end.
 async fn serve(place: &Place) -> Server {
-    Home::start(after(
-        place,
-        "/bin/sh",
-        &["-c", "trap '' XFSZ; exec \"$@\""],
-    ))
+    serve_with(place, &[]).await
+}
+
+/// The same, with variables.
+pub(super) async fn serve_with(place: &Place, variables: &[(&str, &str)]) -> Server {
+    let mut command = after(place, "/bin/sh", &["-c", "trap '' XFSZ; exec \"$@\""]);
+    Home::start({
+        command.envs(variables.iter().copied());
+        command
+    })
     .await
 }
 

@@ -1,6 +1,7 @@
 //! State that lasts, with the real program and its file: kills, damage, keys, a full disk, and what
 //! a session had before a restart.
 
+mod audit;
 mod damage;
 mod full;
 mod keys;
