@@ -93,8 +93,9 @@ impl Reader {
             };
             tokio::select! {
                 biased;
-                told = self.records.next() => return told.map(|told| part(&told)),
+                // First: a session in use would keep the others from being looked at.
                 () = draining.as_mut() => return None,
+                told = self.records.next() => return told.map(|told| part(&told)),
                 () = over => return None,
                 () = self.handle.ended(), if until.is_none() => {
                     self.until = Some(Instant::now() + LAST_RECORDS);

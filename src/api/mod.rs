@@ -1,7 +1,7 @@
 //! The management API: the route table, whole, and what its handlers share.
 //!
 //! Every route stands in [`router`], so that one look tells what is there; what needs no key is
-//! told apart in [`public_router`]. Handlers stand beside their types. Nothing here knows the
+//! told apart in [`public_router`], what is the operator's in [`admin_router`]. Handlers stand beside their types. Nothing here knows the
 //! proxy. Called by `app`, which serves the router on the shared or on its own listener.
 
 mod certificates;
@@ -19,10 +19,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::FromRef;
 use axum::routing::{any, get};
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 
 use self::idempotency::Idempotency;
 use crate::session::Sessions;
 use crate::shutdown::Drain;
+use crate::telemetry::Page;
 use crate::web;
 use crate::web::{Admin, ApiKeys, Failure};
 
@@ -137,6 +140,18 @@ fn operator() -> Router<ApiState> {
 /// its own.
 pub fn public_router(state: ApiState) -> Router {
     finish(public(), state)
+}
+
+/// Writes the page of metrics.
+pub type MetricsPage = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Makes the service of the operator's listener: the routes that need no key, and the metrics.
+pub fn admin_router(state: ApiState, page: MetricsPage) -> Router {
+    let metrics = get(async move || {
+        let kind = HeaderValue::from_static(Page::CONTENT_TYPE);
+        ([(CONTENT_TYPE, kind)], page())
+    });
+    finish(public().route("/metrics", metrics), state)
 }
 
 fn public() -> Router<ApiState> {

@@ -23,6 +23,7 @@ pub(super) struct Doors {
     plain: Option<Door>,
     tls: Option<Door>,
     admin: Option<Door>,
+    room: Room,
 }
 
 impl Doors {
@@ -77,6 +78,7 @@ impl Doors {
             )
             .await?,
             admin: bind("admin.listen", config.admin.listen, None, &admin_room).await?,
+            room,
         })
     }
 
@@ -87,6 +89,11 @@ impl Doors {
             tls: address(&self.tls),
             admin: address(&self.admin),
         }
+    }
+
+    /// Returns what the shared listeners have room for.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     pub(super) fn run(self, proxy: &Arc<Proxy>, admin: &LocalServer, drain: &Drain) {

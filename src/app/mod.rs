@@ -5,6 +5,7 @@
 //! so that a bad address is an error and port 0 is known. Called by the command line and by tests.
 
 mod doors;
+mod metrics;
 mod settings;
 
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use tower_service::Service;
 
 use self::doors::{Doors, addresses, handler};
 use self::settings::{
-    address_rules, proxy_config, quotas, session_options, tenant_limits, upstream_config,
+    address_rules, proxy_config, quotas, session_options, tenant_limits, throttle, upstream_config,
 };
 use crate::api::{self, ApiState};
 use crate::audit::Sink;
@@ -33,6 +34,7 @@ use crate::session::{self, Loaded, Sessions};
 use crate::shutdown::Drain;
 use crate::store::{Memory, Store};
 use crate::swap::Swapper;
+use crate::telemetry::Histogram;
 use crate::tenant::{self, Tenants};
 use crate::upstream::{self, Upstream};
 use crate::web::{ApiKeys, Connection};
@@ -172,10 +174,7 @@ impl App {
         let sessions = sessions.with_quotas(quotas(config));
         let sessions = Arc::new(sessions.with_tenants(Arc::clone(&tenants)));
         authority.keep_leaves(config.limits.leaves);
-        let throttle = Arc::new(Throttle::new(
-            config.limits.auth_failures,
-            config.limits.auth_failure_window,
-        ));
+        let throttle = Arc::new(throttle(config));
         take_over(&sessions).await?;
         let limits = proxy_config(config);
         let state = ApiState::new(
@@ -191,13 +190,12 @@ impl App {
             config: limits,
             drain: drain.clone(),
         };
-        let admin = local(api::public_router(state.clone()));
         let proxy = Arc::new(Proxy {
             sessions: Arc::clone(&sessions),
             authority: Arc::clone(&authority),
             upstream,
             audit: audit.clone(),
-            local: local(api::router(state)),
+            local: local(api::router(state.clone())),
             config: limits,
             own: config
                 .proxy
@@ -207,7 +205,12 @@ impl App {
             drain: drain.clone(),
             swapper: Swapper::new().with_limit(config.limits.swaps),
             throttle,
+            handshakes: Histogram::default(),
         });
+        let admin = local(api::admin_router(
+            state,
+            metrics::page(&proxy, doors.room()),
+        ));
         doors.run(&proxy, &admin, &drain);
         let sweepers = sweepers(&sessions);
         let drain_timeout = config.limits.drain_timeout;

@@ -15,6 +15,7 @@ use super::Error;
 use crate::config::{Config, Trust};
 use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
 use crate::proxy::{self, H2Limits};
+use crate::serve::Throttle;
 use crate::session::{Options, Quotas};
 use crate::tenant;
 use crate::upstream::{self, Override};
@@ -87,6 +88,13 @@ pub(super) fn session_options(config: &Config) -> Options {
         unscoped_secrets: config.danger_unscoped_secrets,
         any_port: config.dev,
     }
+}
+
+pub(super) fn throttle(config: &Config) -> Throttle {
+    Throttle::new(
+        config.limits.auth_failures,
+        config.limits.auth_failure_window,
+    )
 }
 
 pub(super) fn quotas(config: &Config) -> Quotas {

@@ -12,6 +12,7 @@ mod line;
 mod live;
 mod queue;
 mod sink;
+mod tally;
 mod verify;
 mod writer;
 
@@ -27,6 +28,7 @@ use crate::id::{SessionId, TenantId};
 pub use file::FileOptions;
 pub use live::{READERS, READERS_PER_SESSION, Subscription, Told, TooManyReaders, WAITING_RECORDS};
 pub use sink::{Sink, Stats};
+pub use tally::{OTHER_NAMES, SECRET_NAMES, Swaps as SwapTally, Tally};
 pub use verify::{Fault, Report, Wrong, verify, verify_files};
 
 /// Says why a file cannot be written to as a chain; each names it.

@@ -12,6 +12,8 @@ use serde_json::Value;
 use crate::audit::Data;
 use crate::audit::chain::Keys;
 use crate::audit::live::Live;
+use crate::audit::tally::Tally;
+use crate::policy::Catalogue;
 
 /// The number of records that wait for the writer at most.
 pub(super) const QUEUE_LIMIT: usize = 8192;
@@ -40,6 +42,9 @@ struct State {
     entries: Vec<Entry>,
     /// How many of the entries are records: only these are bounded.
     records: usize,
+    tally: Tally,
+    /// Tells which hosts belong to a secret's name.
+    catalogue: Option<Arc<Catalogue>>,
     /// Records that found the queue full since the writer last took it.
     lost: u64,
     /// Entries ever taken in, and how many of them are written.
@@ -74,6 +79,16 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Returns what was counted.
+    pub(super) fn tally(&self) -> Tally {
+        self.lock().tally.clone()
+    }
+
+    /// Tells which hosts belong to a secret's name.
+    pub(super) fn classify_by(&self, catalogue: &Arc<Catalogue>) {
+        self.lock().catalogue = Some(Arc::clone(catalogue));
+    }
+
     /// Returns how many records wait.
     pub(super) fn waiting(&self) -> usize {
         self.lock().records
@@ -85,7 +100,9 @@ impl Queue {
     }
 
     pub(super) fn push_record(&self, data: Box<Data>) {
-        let mut state = self.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.tally.count(&data, state.catalogue.as_deref());
         if state.records >= QUEUE_LIMIT {
             // What was let in while there was room is bounded by what was in flight then.
             if !(data.is_admitted && self.refuses.load(Ordering::Relaxed)) {
@@ -98,7 +115,7 @@ impl Queue {
         if state.records == QUEUE_LIMIT {
             self.is_full.store(true, Ordering::Relaxed);
         }
-        self.push(state, Entry::Record(data));
+        self.push(guard, Entry::Record(data));
     }
 
     pub(super) fn push_event(&self, line: Box<Value>) {

@@ -20,8 +20,10 @@ use crate::audit::chain::Keys;
 use crate::audit::file::{ChainFile, FileOptions, State as HeadState};
 use crate::audit::live::{Live, Subscription, TooManyReaders};
 use crate::audit::queue::{Entry, QUEUE_LIMIT, Queue};
+use crate::audit::tally::Tally;
 use crate::audit::writer::{Output, Writer, run};
 use crate::id::SessionId;
+use crate::policy::Catalogue;
 use crate::seal::Keyring;
 
 /// Takes audit records and event lines, and writes them as JSON lines on a thread of its own.
@@ -140,6 +142,19 @@ impl Sink {
             // Nothing is written, so that nothing will come.
             None => Arc::<Live>::default().subscribe(session),
         }
+    }
+
+    /// Tells which hosts belong to a secret's name, for the counts of swaps.
+    pub fn classify_by(&self, catalogue: &Arc<Catalogue>) {
+        if let Some(handle) = &self.0 {
+            handle.0.classify_by(catalogue);
+        }
+    }
+
+    /// Returns what the records so far say, in numbers, those that were lost included.
+    pub fn tally(&self) -> Tally {
+        let tally = self.0.as_ref().map(|handle| handle.0.tally());
+        tally.unwrap_or_default()
     }
 
     /// Returns how the sink does.

@@ -19,7 +19,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -31,6 +31,7 @@ use rustls::version::{TLS12, TLS13};
 use crate::authority::cache::{LeafCache, Minted};
 use crate::authority::leaf::LeafKey;
 use crate::host::Host;
+use crate::telemetry::Histogram;
 
 pub use crate::authority::root::{Root, certificate_pem, fresh_common_name};
 
@@ -129,6 +130,7 @@ pub struct CertificateAuthority {
     base: ServerConfig,
     clock: Clock,
     minted: AtomicU64,
+    mint_times: Histogram,
 }
 
 impl CertificateAuthority {
@@ -155,6 +157,7 @@ impl CertificateAuthority {
             base: base_config().map_err(|source| Error::Mint { source })?,
             clock: Box::new(clock),
             minted: AtomicU64::new(0),
+            mint_times: Histogram::default(),
         })
     }
 
@@ -197,13 +200,20 @@ impl CertificateAuthority {
         self.minted.load(Ordering::Relaxed)
     }
 
+    /// Returns how long mints took.
+    pub fn mint_times(&self) -> &Histogram {
+        &self.mint_times
+    }
+
     /// Returns how many leaves are kept at the moment.
     pub fn cached(&self) -> usize {
         self.leaves.len()
     }
 
     fn mint(&self, host: &Host, now: SystemTime) -> Result<Minted, Error> {
+        let began = Instant::now();
         let leaf = leaf::mint(self.root.issuer(), &self.leaf_key, host, now)?;
+        self.mint_times.observe(began.elapsed());
         let chain = self.root.chain(leaf.cert.clone());
         let certified = CertifiedKey::new(chain, Arc::clone(&self.leaf_key.signing));
         self.minted.fetch_add(1, Ordering::Relaxed);

@@ -33,8 +33,8 @@ mod workload;
 pub use args::{
     Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Run, SessionAction, SessionCalls, Verb,
 };
-pub use keys::{Keys, KeysAction};
 pub use audit::Verify;
+pub use keys::{Keys, KeysAction};
 pub use proxy_from::ProxyFrom;
 pub use seal::Seal;
 pub use spec::{SecretFlag, SecretFrom};

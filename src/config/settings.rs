@@ -290,7 +290,7 @@ pub const SETTINGS: &[Setting] = &[
 
     setting!("admin.listen", config.admin.listen, Anywhere, Some("admin-listen"),
         "\"127.0.0.1:9090\"",
-        "The operator's listener: health routes, no metrics yet; none turns it off. On loopback only."),
+        "The operator's listener: health routes and /metrics; none turns it off. On loopback only."),
 
     setting!("store.url", config.store, Anywhere, Some("store"), "\"redb\"",
         "Where sessions are kept: redb, a file in the state directory; redb:PATH, a file elsewhere; \
@@ -479,7 +479,7 @@ mod tests {
     #[test]
     fn later_sections_hold_all_their_keys() {
         for (path, later) in [
-            ("admin_key", true),
+            ("admin_key", false),
             ("api.listen", true),
             ("apis", false),
             ("audit", false),

@@ -4,6 +4,7 @@
 //! with the alert that says so; the leaf is the target's in any case. Called by the tunnel.
 
 use std::io;
+use std::time::Instant;
 
 use rustls::server::Acceptor;
 use tokio::time::timeout;
@@ -30,6 +31,7 @@ pub(super) async fn handshake(
     down: Connection,
     target: &HostPort,
 ) -> Result<Intercepted, (Decision, &'static str)> {
+    let began = Instant::now();
     match timeout(proxy.config.handshake_timeout, accept(proxy, down, target)).await {
         Err(_elapsed) => Err((Decision::Aborted, "handshake_timeout")),
         Ok(Err(error)) => {
@@ -38,7 +40,10 @@ pub(super) async fn handshake(
             Err((Decision::Aborted, "handshake_failed"))
         }
         Ok(Ok(None)) => Err((Decision::Denied, "another_server_name")),
-        Ok(Ok(Some(intercepted))) => Ok(intercepted),
+        Ok(Ok(Some(intercepted))) => {
+            proxy.handshakes.observe(began.elapsed());
+            Ok(intercepted)
+        }
     }
 }
 

@@ -35,6 +35,7 @@ use crate::serve::{Peer, Throttle};
 use crate::session::Sessions;
 use crate::shutdown::Drain;
 use crate::swap::Swapper;
+use crate::telemetry::Histogram;
 use crate::upstream::Upstream;
 use crate::wire::{
     BodyLimits, Connection, Framing, HeadLimits, Io, ReadError, RequestHead, Version, closes,
@@ -129,6 +130,8 @@ pub struct Proxy {
     pub swapper: Swapper,
     /// Who has failed to show a right credential, and how often.
     pub throttle: Arc<Throttle>,
+    /// How long the handshakes with workloads took that succeeded.
+    pub handshakes: Histogram,
 }
 
 impl std::fmt::Debug for Proxy {

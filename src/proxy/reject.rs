@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::audit::{Decision, Full};
 use crate::policy::{Denial, Refused};
-use crate::serve::Full;
+use crate::serve::Crowded;
 use crate::session::{self, Limited};
 use crate::swap::CaptureError;
 use crate::upstream::{self, ProxyError};
@@ -177,15 +177,15 @@ impl Refusal {
     }
 
     /// Refuses a connection beyond those that its session, or all sessions, may have.
-    pub(super) fn crowded(full: Full) -> Self {
-        let (status, code, message, key) = match full {
-            Full::Owner => (
+    pub(super) fn crowded(crowded: Crowded) -> Self {
+        let (status, code, message, key) = match crowded {
+            Crowded::Owner => (
                 429,
                 "session_connection_limit",
                 "the session has as many connections as it may have",
                 "limits.session_connections",
             ),
-            Full::Workloads => (
+            Crowded::Workloads => (
                 503,
                 "proxy_full",
                 "the proxy has as many connections of workloads as it may have",

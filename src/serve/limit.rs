@@ -37,7 +37,7 @@ impl From<IpAddr> for Source {
 
 /// Says who has as many connections as they may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
+pub enum Crowded {
     /// The one who showed a credential.
     #[error("its owner has too many connections")]
     Owner,
@@ -183,19 +183,19 @@ impl Newcomer {
     /// before has one connection less then.
     ///
     /// # Errors
-    /// [`Full`]: it is counted as before, and should be closed.
-    pub fn seat(&self, owner: &Seats) -> Result<(), Full> {
+    /// [`Crowded`]: it is counted as before, and should be closed.
+    pub fn seat(&self, owner: &Seats) -> Result<(), Crowded> {
         let place = &self.0;
         let mut counted = place.lock();
         if let Counted::Owned { seat, over, .. } = &mut *counted {
             if !Arc::ptr_eq(seat.semaphore(), &owner.permits) {
-                *seat = owner.take().ok_or(Full::Owner)?;
+                *seat = owner.take().ok_or(Crowded::Owner)?;
                 *over = owner.over.clone();
             }
             return Ok(());
         }
-        let seat = owner.take().ok_or(Full::Owner)?;
-        let share = place.strangers.workloads.take().ok_or(Full::Workloads)?;
+        let seat = owner.take().ok_or(Crowded::Owner)?;
+        let share = place.strangers.workloads.take().ok_or(Crowded::Workloads)?;
         let over = owner.over.clone();
         place.move_to(&mut counted, Counted::Owned { seat, over, share });
         Ok(())
@@ -366,10 +366,14 @@ mod tests {
         let (first, second) = (admit(), admit());
         assert_eq!(first.seat(&one), Ok(()));
         assert_eq!(first.seat(&one), Ok(()), "it has its seat");
-        assert_eq!(second.seat(&one), Err(Full::Owner));
+        assert_eq!(second.seat(&one), Err(Crowded::Owner));
         assert!(first.is_known() && !second.is_known());
         assert_eq!(second.seat(&two), Ok(()));
-        assert_eq!(first.seat(&two), Err(Full::Owner), "it keeps what it has");
+        assert_eq!(
+            first.seat(&two),
+            Err(Crowded::Owner),
+            "it keeps what it has"
+        );
         assert_eq!((one.free(), two.free()), (0, 0));
         drop(second);
         assert_eq!(first.seat(&two), Ok(()));
@@ -397,7 +401,7 @@ mod tests {
             newcomer
         });
         let third = admit().unwrap();
-        assert_eq!(third.seat(&owners[2]), Err(Full::Workloads));
+        assert_eq!(third.seat(&owners[2]), Err(Crowded::Workloads));
         assert!(!third.is_known());
         assert_eq!(owners[2].free(), 3, "the owner's seat came back");
         // Who changes needs no other place, and who is no workload none.

@@ -23,7 +23,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::shutdown::Drain;
 use crate::wire::{Connection, Io, tune};
 
-pub use limit::{Full, Newcomer, Newcomers, Seats, Throttle};
+pub use limit::{Crowded, Newcomer, Newcomers, Seats, Throttle};
 pub use tls::{Error, FileCertificate};
 
 /// The first byte of a TLS handshake record (RFC 8446 §5.1).
@@ -77,6 +77,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Room {
     permits: Arc<Semaphore>,
+    limit: usize,
     newcomers: Newcomers,
 }
 
@@ -85,8 +86,14 @@ impl Room {
     pub fn new(config: &Config) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(config.connections)),
+            limit: config.connections,
             newcomers: Newcomers::new(config.newcomers, config.workloads),
         }
+    }
+
+    /// Returns how many connections are open.
+    pub fn taken(&self) -> usize {
+        self.limit.saturating_sub(self.permits.available_permits())
     }
 }
 

@@ -30,6 +30,7 @@ use crate::seal::Keyring;
 use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
 use crate::store::{Row, RowKey, Store};
+use crate::telemetry::Histogram;
 use crate::tenant::{Place, Tenants};
 use crate::upstream::Pool;
 
@@ -88,6 +89,8 @@ pub struct Sessions {
     pub(super) clock: Clock,
     /// Rows that are in the store and were refused.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
+    /// How long changes took until they were durable, or failed.
+    pub(super) store_times: Histogram,
     /// One rotation at a time.
     pub(super) rotating: tokio::sync::Mutex<()>,
     /// Compared with where there is no session, so that both cases do the same work.
@@ -118,6 +121,7 @@ impl Sessions {
             audit,
             clock: Clock::default(),
             refused: Mutex::default(),
+            store_times: Histogram::default(),
             rotating: tokio::sync::Mutex::default(),
             decoy,
         }
@@ -309,7 +313,10 @@ impl Sessions {
     /// fails, it stays in the table, so that its row is not forgotten.
     pub(super) async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
         let key = row_key(&handle.tenant, &handle.id);
-        self.store.delete(&key).await.map_err(Error::Store)?;
+        let began = Instant::now();
+        let deleted = self.store.delete(&key).await;
+        self.store_times.observe(began.elapsed());
+        deleted.map_err(Error::Store)?;
         self.table.remove(&handle.id);
         Ok(())
     }
@@ -368,6 +375,21 @@ impl Sessions {
         self.store.health().map_err(Error::Store)
     }
 
+    /// Returns how long changes took until they were durable, or failed.
+    pub fn store_times(&self) -> &Histogram {
+        &self.store_times
+    }
+
+    /// Adds up what all sessions have open. It looks at each of them.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for handle in &self.table {
+            totals.tunnels += handle.tunnels();
+            totals.idle += handle.pool.idle();
+        }
+        totals
+    }
+
     /// Returns the number of sessions in the table: the live ones, and those whose row is still to
     /// be deleted.
     pub fn len(&self) -> usize {
@@ -400,9 +422,20 @@ impl Sessions {
             sealed: record::encode(&keyring, (tenant, id), written),
             last_used,
         };
-        let put = self.store.put(&row_key(tenant, id), row);
-        put.await.map_err(Error::Store)
+        let began = Instant::now();
+        let put = self.store.put(&row_key(tenant, id), row).await;
+        self.store_times.observe(began.elapsed());
+        put.map_err(Error::Store)
     }
+}
+
+/// What all sessions together have open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Tunnels.
+    pub tunnels: usize,
+    /// Upstream connections that wait for another use.
+    pub idle: usize,
 }
 
 /// What a live object begins with.

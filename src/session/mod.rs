@@ -22,7 +22,7 @@ mod view;
 pub use capture::{CAPTURED_LIMIT, CaptureForm};
 pub use credential::Credential;
 pub use handle::{Counters, SessionHandle, TunnelGuard};
-pub use live::{Authenticated, Created, Patched, Sessions};
+pub use live::{Authenticated, Created, Patched, Sessions, Totals};
 pub use load::Loaded;
 pub use quota::{ExchangeGuard, Limited, Quotas, Turn};
 pub use rotate::{Rotated, rotate_offline};

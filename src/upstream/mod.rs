@@ -19,7 +19,7 @@ mod tests;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::RootCertStore;
 use tokio::net::TcpStream;
@@ -27,6 +27,7 @@ use tokio::time::timeout;
 
 use crate::host::Host;
 use crate::policy::{AddressRules, Grant, Refused, Scheme};
+use crate::telemetry::{Counter, Histogram};
 use crate::wire::Io;
 
 pub use chain::ProxyError;
@@ -127,6 +128,18 @@ pub struct Upstream {
     chain: Option<Chain>,
     /// How long the dial of another is waited for.
     dial_wait: Duration,
+    counts: Arc<Counts>,
+}
+
+/// Counts of the connections to upstreams.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Those that were dialled, whoever they were for.
+    pub dialled: Counter,
+    /// Those that a pool had, places on shared ones included.
+    pub reused: Counter,
+    /// How long the TLS handshakes took that succeeded.
+    pub handshakes: Histogram,
 }
 
 impl Upstream {
@@ -148,7 +161,13 @@ impl Upstream {
             ),
             rules: config.rules,
             dial_wait: config.connect_timeout,
+            counts: Arc::default(),
         })
+    }
+
+    /// Returns what was counted.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Leases a connection from the pool, or dials a new one.
@@ -157,7 +176,10 @@ impl Upstream {
     /// See [`Error`].
     pub async fn lease(&self, pool: &Pool, grant: &Grant) -> Result<Lease, Error> {
         match pool.take(grant) {
-            Some(lease) => Ok(lease),
+            Some(lease) => {
+                self.counts.reused.increment();
+                Ok(lease)
+            }
             None => self.lease_fresh(pool, grant).await,
         }
     }
@@ -172,7 +194,7 @@ impl Upstream {
             Scheme::Http => io,
             Scheme::Https => {
                 let host = &grant.target().host;
-                self.dialler.secure(io, host, Offer::Http1).await?.0
+                self.secure(io, host, Offer::Http1).await?.0
             }
         };
         Ok(pool.hold(grant, io, address))
@@ -199,6 +221,7 @@ impl Upstream {
             return Ok(Route::Http1(Box::new(self.lease(pool, grant).await?)));
         }
         if let Some(place) = pool.join(grant) {
+            self.counts.reused.increment();
             return Ok(Route::Http2(place));
         }
         let flight = pool.flight(grant);
@@ -207,6 +230,7 @@ impl Upstream {
         if !flight.is_http1() {
             alone = timeout(self.dial_wait, flight.dialling.lock()).await.ok();
             if let Some(place) = pool.join(grant) {
+                self.counts.reused.increment();
                 return Ok(Route::Http2(place));
             }
             if flight.is_http1() || flight.finished() != finished {
@@ -215,6 +239,7 @@ impl Upstream {
             }
         }
         if let Some(lease) = flight.is_http1().then(|| pool.take(grant)).flatten() {
+            self.counts.reused.increment();
             return Ok(Route::Http1(Box::new(lease)));
         }
         let dialled = self.route_fresh(pool, grant).await;
@@ -230,16 +255,30 @@ impl Upstream {
     async fn route_fresh(&self, pool: &Pool, grant: &Grant) -> Result<Route, Error> {
         let (io, address) = self.connect(grant).await?;
         let host = &grant.target().host;
-        let (io, is_h2) = self.dialler.secure(io, host, Offer::Any).await?;
+        let (io, is_h2) = self.secure(io, host, Offer::Any).await?;
         if is_h2 {
             return Ok(Route::Http2(pool.share(grant, io, address).await?));
         }
         Ok(Route::Http1(Box::new(pool.hold(grant, io, address))))
     }
 
-    /// Gets a byte stream to a vetted address of a grant's target: directly, or through the
-    /// upstream proxy.
+    /// Speaks TLS over a connection, and takes the time.
+    async fn secure(&self, io: Io, host: &Host, offer: Offer) -> Result<(Io, bool), Error> {
+        let began = Instant::now();
+        let secured = self.dialler.secure(io, host, offer).await?;
+        self.counts.handshakes.observe(began.elapsed());
+        Ok(secured)
+    }
+
+    /// Gets a byte stream to a vetted address of a grant's target, and counts it.
     async fn connect(&self, grant: &Grant) -> Result<(Io, Dialled), Error> {
+        let connected = self.reach(grant).await?;
+        self.counts.dialled.increment();
+        Ok(connected)
+    }
+
+    /// Gets a byte stream directly, or through the upstream proxy.
+    async fn reach(&self, grant: &Grant) -> Result<(Io, Dialled), Error> {
         let found = self.resolver.look_up(grant.target()).await?;
         let vetted = crate::policy::vet(&found.addresses, found.port, &self.rules)
             .map_err(Error::Refused)?;

@@ -186,6 +186,11 @@ impl Pool {
         inner.count
     }
 
+    /// Returns how many connections wait for another use.
+    pub fn idle(&self) -> usize {
+        self.lock().count
+    }
+
     /// Drops every connection that is not on loan, cuts the shared ones with all they carry, and
     /// keeps none from now on.
     pub fn close(&self) {

@@ -216,6 +216,7 @@ async fn a_drain_ends_the_stream_at_once() {
     let id = scene.session.session_id.clone();
     let mut events = Events::of(&scene.vault, &id).await;
     let drained = scene.vault.drain();
-    assert!(within("the end", events.next()).await.is_none());
+    // What was written before may still come; the end does, long before the drain's own.
+    while within("the end", events.next()).await.is_some() {}
     within("the drain", drained).await.expect("drained");
 }

@@ -43,6 +43,7 @@ mod image;
 mod intercept;
 mod leak;
 mod limits;
+mod metrics;
 mod passthrough;
 mod plain;
 mod probe;

@@ -207,14 +207,14 @@ async fn records_beside_the_sessions_come_under_the_new_key_too() {
     let records = world.sessions.records();
     records.put(&key, b"record").await.unwrap();
     let rotated = world.sessions.rotate(keys(&[NEW, OLD])).await.unwrap();
-    assert_eq!(rotated, sealed(2));
+    assert_eq!(rotated, changed(sealed(2)));
     let row = world.store.record(&key).await.unwrap().unwrap();
     assert_eq!(Keyring::key_of(&row), Ok(KeyId::new(2)));
     let opened = records.open(&key).await.unwrap().unwrap().unwrap();
     assert_eq!(*opened, b"record");
     let both = keys(&[OLD, NEW]);
     let back = rotate_offline(world.store.as_ref(), &both).await.unwrap();
-    assert_eq!(back, sealed(2));
+    assert_eq!(back, changed(sealed(2)));
     let row = world.store.record(&key).await.unwrap().unwrap();
     assert_eq!(Keyring::key_of(&row), Ok(KeyId::new(1)));
 }

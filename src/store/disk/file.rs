@@ -345,7 +345,7 @@ impl File {
     /// Reads one record.
     pub(super) fn record(&self, key: &RecordKey) -> Result<Option<Vec<u8>>, Cause> {
         caught(|| {
-            let records = self.0.begin_read()?.open_table(RECORDS)?;
+            let records = self.database()?.begin_read()?.open_table(RECORDS)?;
             let sealed = records.get(key.to_string().as_bytes())?;
             Ok(sealed.map(|sealed| sealed.value().to_vec()))
         })
@@ -354,7 +354,7 @@ impl File {
     /// Reads the records of a kind.
     pub(super) fn load_records(&self, kind: RecordKind) -> Result<RecordRows, Cause> {
         caught(|| {
-            let records = self.0.begin_read()?.open_table(RECORDS)?;
+            let records = self.database()?.begin_read()?.open_table(RECORDS)?;
             let mut all = RecordRows::default();
             let mut count = 0;
             for entry in records.iter()? {

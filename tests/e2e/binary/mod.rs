@@ -221,6 +221,10 @@ impl Server {
         self.address("listen")
     }
 
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.address("admin_listen")
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.plain())
     }

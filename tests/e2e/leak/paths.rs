@@ -4,12 +4,16 @@
 //! said or wrote is searched.
 
 use std::io::Write;
+use std::net::SocketAddr;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use oshu_vault_sdk::{CaptureEndpoint, Client, CreateSession, CreatedSession, UpdateSession};
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use super::{CAPTURED, Needles, ROTATED, VALUE, reflected};
 use crate::binary::{Home, Server, exchange, get};
@@ -440,6 +444,7 @@ async fn case_23_nothing_that_is_said_or_kept_has_a_secret() {
         ("OSHU_VAULT__LIMITS__HANDSHAKE_TIMEOUT_MS", "5000"),
         ("TMPDIR", temporary.to_str().expect("a path")),
         ("RUST_BACKTRACE", "full"),
+        ("OSHU_VAULT__AUDIT__SINK", "file"),
     ];
     let server = home.serve(&line, &variables).await;
     let key = server.api_key();
@@ -461,6 +466,7 @@ async fn case_23_nothing_that_is_said_or_kept_has_a_secret() {
         ("the credential", session.token.as_str()),
         ("the API key", key.as_str()),
     ]);
+    let along = read_along(server.plain(), &session.session_id, &key).await;
     let ca = get(server.plain(), "/v1/ca.pem").await.text().to_owned();
     let addresses = (Some(server.plain()), None);
     let workload =
@@ -487,9 +493,33 @@ async fn case_23_nothing_that_is_said_or_kept_has_a_secret() {
     }
     assert!(play.answers.len() > 60, "{}", play.answers.len());
 
+    let metrics = get(server.admin(), "/metrics").await;
+    assert!(metrics.text().contains(&format!("secret=\"{NAME}\"")));
+    needles.expect_none("the metrics", metrics.raw);
+
     let (code, events, log) = server.end(Signal::TERM).await;
     assert_eq!(code, Some(0), "{log}");
+    let along = along.await.expect("the stream of records");
+    assert!(
+        contains(&along, "\"event\":\"exchange\""),
+        "records were read along"
+    );
+    needles.expect_none("the stream of records", along);
     said_and_kept(&needles, &events, &log, &home);
+}
+
+/// Reads along with the records of a session to their end.
+async fn read_along(address: SocketAddr, id: &str, key: &str) -> JoinHandle<Vec<u8>> {
+    let mut tcp = TcpStream::connect(address).await.expect("a connection");
+    let head = format!("GET /v1/sessions/{id}/events HTTP/1.1\r\nHost: v\r\nX-Api-Key: {key}\r\n");
+    let head = format!("{head}Connection: close\r\n\r\n");
+    tcp.write_all(head.as_bytes()).await.expect("a request");
+    tokio::spawn(async move {
+        let mut all = Vec::new();
+        // However it ends: what came is what is searched.
+        drop(tcp.read_to_end(&mut all).await);
+        all
+    })
 }
 
 /// Searches the log, the audit records and the files.
@@ -501,10 +531,13 @@ fn said_and_kept(needles: &Needles, events: &[serde_json::Value], log: &str, hom
     }
     needles.expect_none("the log", log);
     for event in events {
-        needles.expect_none("an audit record", event.to_string());
+        needles.expect_none("an event", event.to_string());
     }
-    let exchanges = events.iter().filter(|event| event["event"] == "exchange");
-    assert!(exchanges.count() >= 25, "{}", events.len());
+    let records = home.path(".local/state/oshu-vault/audit.jsonl");
+    let records = std::fs::read_to_string(records).expect("audit records");
+    needles.expect_none("an audit record", &records);
+    let exchanges = records.matches("{\"event\":\"exchange\"");
+    assert!(exchanges.count() >= 25, "{records}");
     // The first start says the key once, in the file that is made for it.
     for (path, bytes) in files_under(&home.path("")) {
         let is_key = path.ends_with("api.key");

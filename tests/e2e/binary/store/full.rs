@@ -75,6 +75,11 @@ async fn a_full_disk_stops_changes_only_and_heals_without_a_restart() {
     assert_eq!(refused.status(), Some(503), "{refused}");
     assert!(refused.to_string().contains("store"), "{refused}");
     place.becomes(&server, 503).await;
+    let ready = get(server.plain(), "/readyz").await;
+    assert_eq!(
+        (ready.status, ready.code().as_str()),
+        (503, "store_unavailable")
+    );
     assert_eq!(get(server.plain(), "/healthz").await.status, 200);
     place.works(&server, &kept).await;
     let refused = client.delete_session(deleted.id()).await;

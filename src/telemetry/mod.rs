@@ -1,10 +1,12 @@
-//! Telemetry: the process's log, on standard error, as JSON lines or as text.
+//! Telemetry: the process's log, on standard error, as JSON lines or as text; and what counts.
 //!
 //! Standard output belongs to `ready` and the audit records and is never written here. **Never
 //! logged, at any level**: secrets and their encodings; sealed tokens; session credentials, API
 //! keys, JWTs, OAuth and GitHub tokens; sealing keys and private keys; values of header fields; query
 //! strings; bodies; proxy URLs with user info. Names, ids, hosts, sizes and reasons may be logged;
-//! a sealed token is told by the name of its secret. Called once, by `main`, before anything else.
+//! a sealed token is told by the name of its secret. Set up once, before anything else.
+
+mod metrics;
 
 use std::any::Any;
 use std::io::Write;
@@ -15,6 +17,8 @@ use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+
+pub use metrics::{Counter, Histogram, Page};
 
 /// The filter where none is given.
 const DEFAULT_FILTER: &str = "info";
