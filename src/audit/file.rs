@@ -311,9 +311,10 @@ impl ChainFile {
         Ok(written)
     }
 
-    /// Tells whether the file is full.
-    pub(super) fn is_full(&self) -> bool {
-        self.size >= self.options.rotate_bytes
+    /// Tells whether the file is full once so many bytes more are written.
+    pub(super) fn is_full_with(&self, more: usize) -> bool {
+        let more = u64::try_from(more).unwrap_or(u64::MAX);
+        self.size.saturating_add(more) >= self.options.rotate_bytes
     }
 
     /// Puts the full file aside and begins another. After an error it goes on where it was.

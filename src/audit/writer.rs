@@ -41,7 +41,7 @@ pub(super) fn run(queue: &Queue, mut output: Output) {
                 Entry::Close => output.close(queue),
             };
             count += 1;
-            if !is_done || (output.lines.len() >= WRITE_BYTES && !output.settle(queue)) {
+            if !is_done || (output.is_due() && !output.settle(queue)) {
                 return;
             }
         }
@@ -142,6 +142,15 @@ impl Output {
         self.finish(start);
     }
 
+    /// Tells whether what is made should be written before more is: it is much, or fills the file.
+    fn is_due(&self) -> bool {
+        let is_full = match &self.writer {
+            Writer::Chain(file) => file.is_full_with(self.lines.len()),
+            Writer::Stream(_) => false,
+        };
+        is_full || self.lines.len() >= WRITE_BYTES
+    }
+
     /// Ends the line that begins at `start`.
     fn finish(&mut self, start: usize) {
         match &mut self.writer {
@@ -203,7 +212,7 @@ impl Output {
             return false;
         }
         match &mut self.writer {
-            Writer::Chain(file) if file.is_full() && !self.is_closed => self.turn_over(queue),
+            Writer::Chain(file) if file.is_full_with(0) && !self.is_closed => self.turn_over(queue),
             Writer::Chain(_) | Writer::Stream(_) => true,
         }
     }

@@ -113,7 +113,17 @@ fn a_chain_of_another_place_or_time_is_not_taken_for_this_one() {
         found.starts_with("audit.jsonl:4: the line was changed"),
         "{found}"
     );
-    place.write_lines(&theirs);
+    place.run(4);
+    other.run(4);
+    // A whole run of another place, whose own first line is right.
+    let mixed = [&place.lines()[..6], &other.lines()[6..]].concat();
+    place.write_lines(&mixed);
+    let found = place.verify().expect_err("another run");
+    assert!(
+        found.starts_with("audit.jsonl:7: the line was changed"),
+        "{found}"
+    );
+    place.write_lines(&other.lines());
     let found = place.verify().expect_err("another chain");
     assert_eq!(
         found,
