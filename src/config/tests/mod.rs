@@ -1,5 +1,8 @@
 //! Tests of the whole configuration: sources, order, rules, and what problems say.
 
+mod audit;
+mod keys;
+mod printed;
 mod store;
 mod upstream;
 
@@ -7,7 +10,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::show::tests::documented;
 use crate::config::*;
 
 const KEY: (&str, &str) = ("SECRETS_PROXY_API_KEY", "canary-0123456789");
@@ -225,64 +227,6 @@ fn rules_between_settings_are_held() {
     ] {
         let problems = with_file(file).err().unwrap_or_default();
         assert_eq!(problems, expected, "{file}");
-    }
-}
-
-#[test]
-fn the_api_key_comes_from_one_place_and_has_a_length() {
-    let variable = "SECRETS_PROXY_API_KEY_FILE";
-    for (variables, file, expected) in [
-        (&[HOME, KEY][..], None, Ok("canary-0123456789")),
-        (&[HOME, (variable, "/key")], None, Ok("canary-from-a-file")),
-        (
-            &[HOME],
-            Some("api_key_file = '/key'"),
-            Ok("canary-from-a-file"),
-        ),
-        (
-            &[HOME],
-            None,
-            Err(
-                "api_key: expects SECRETS_PROXY_API_KEY with at least 16 characters, or api_key_file, or --dev (not set)",
-            ),
-        ),
-        (
-            &[HOME, ("SECRETS_PROXY_API_KEY", "canary")],
-            None,
-            Err(
-                "api_key: expects 16 to 512 visible ASCII characters without blanks (from SECRETS_PROXY_API_KEY)",
-            ),
-        ),
-        (
-            &[HOME, (variable, "/none")],
-            None,
-            Err(
-                "api_key_file: names a file that cannot be read: entity not found (from SECRETS_PROXY_API_KEY_FILE)",
-            ),
-        ),
-        (
-            &[HOME],
-            Some("api_key_file = '/open'"),
-            Err(
-                "api_key_file: names a file that others than its owner may use: chmod 600 (from /c.toml:1)",
-            ),
-        ),
-    ] {
-        let loaded = Given {
-            variables,
-            file,
-            ..Given::default()
-        }
-        .load();
-        match (loaded, expected) {
-            (Ok(config), Ok(key)) => assert_eq!(config.api_key.unwrap().expose(), key.as_bytes()),
-            (loaded, expected) => {
-                assert_eq!(
-                    loaded.err(),
-                    expected.err().map(|text| vec![text.to_owned()])
-                );
-            }
-        }
     }
 }
 
@@ -534,193 +478,6 @@ fn a_file_that_is_not_toml_is_reported_without_its_text() {
         !problems.contains("api_key"),
         "it may be in the file: {problems}"
     );
-}
-
-#[test]
-fn the_default_file_is_the_table_and_changes_nothing() {
-    assert_eq!(
-        DEFAULT_TOML,
-        documented(),
-        "write this text to src/config/default.toml"
-    );
-    let config = with_file(DEFAULT_TOML).unwrap();
-    let bare = Given {
-        variables: &[KEY, HOME],
-        ..Given::default()
-    };
-    assert_eq!(config.redacted(), bare.load().unwrap().redacted());
-    let dev = |file| Given {
-        variables: &[HOME],
-        file,
-        flags: &[("dev", "")],
-    };
-    assert_eq!(
-        dev(Some(DEFAULT_TOML)).load().unwrap().redacted(),
-        dev(None).load().unwrap().redacted()
-    );
-    let operations = include_str!("../../../docs/operations.md");
-    assert!(
-        operations.contains(&format!("```toml\n{DEFAULT_TOML}```\n")),
-        "docs/operations.md must embed src/config/default.toml"
-    );
-}
-
-#[test]
-fn examples_are_right() {
-    let without_comments: String = DEFAULT_TOML
-        .lines()
-        .map(|line| match line.strip_prefix("# ") {
-            Some(example) if example.contains(" = ") => format!("{example}\n"),
-            _ => format!("{line}\n"),
-        })
-        .collect();
-    let problems = with_file(&without_comments).err().unwrap_or_default();
-    // The files of the examples are what is not there.
-    assert_eq!(problems.len(), 5, "{problems:?}");
-    for (problem, expected) in problems.iter().zip([
-        "api_key_file: is given beside",
-        "admin_key_file: names a file that cannot be read",
-        "upstream.proxy_file: names a file that cannot be read",
-        "seal.key_command: is given beside seal.key_file (from /c.toml",
-        "audit.file: has no use without audit.sink = \"file\" (from /c.toml",
-    ]) {
-        assert!(problem.starts_with(expected), "{problems:?}");
-    }
-}
-
-#[test]
-fn audit_settings_are_read_and_bounded() {
-    let file = "[audit]\nsink = 'file'\nfile = '/log/a'\nrotate_bytes = 4096\nkeep = 3\n\
-                on_full = 'refuse'\n";
-    let audit = with_file(file).unwrap().audit;
-    let expected = Audit {
-        sink: AuditSink::File,
-        file: Some("/log/a".into()),
-        rotate_bytes: 4096,
-        keep: 3,
-        on_full: OnFull::Refuse,
-    };
-    assert_eq!(audit, expected);
-    assert_eq!(audit.path(Path::new("/s")), Path::new("/log/a"));
-    assert_eq!(
-        Audit::default().path(Path::new("/s")),
-        Path::new("/s/audit.jsonl")
-    );
-    for (file, expected) in [
-        (
-            "audit.rotate_bytes = 4095",
-            "audit.rotate_bytes: expects at least 4096 bytes",
-        ),
-        (
-            "audit.keep = 0",
-            "audit.keep: expects a whole number from 1",
-        ),
-        ("audit.sink = 'x'", "audit.sink: expects file or stdout"),
-        (
-            "audit.on_full = 'x'",
-            "audit.on_full: expects gap or refuse",
-        ),
-        (
-            "audit.file = '/a'",
-            "audit.file: has no use without audit.sink = \"file\"",
-        ),
-    ] {
-        let problems = with_file(file).unwrap_err();
-        assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].starts_with(expected), "{problems:?}");
-    }
-}
-
-#[test]
-fn the_effective_configuration_can_be_given_back() {
-    let file = "log = 'text'\n[proxy]\nlisten = '0.0.0.0:0'\npublic_url = 'https://v.example:8443'\n\
-                [upstream]\nca_files = ['/a \"b\".pem']\nresolve = ['a.example=[::1]:8443']\n\
-                allow_cidrs = ['10.0.0.0/8', 'fd00::/8']\ntrust = 'system'\n\
-                proxy = 'https://proxy.example:3128'\n";
-    let config = with_file(file).unwrap();
-    let printed = config.redacted();
-    assert!(printed.contains("# api_key: set (redacted)"), "{printed}");
-    assert!(!printed.contains("canary"), "{printed}");
-    assert!(!format!("{config:?}").contains("canary"));
-    assert_eq!(with_file(&printed).unwrap().redacted(), printed);
-    for setting in SETTINGS.iter().filter(|setting| setting.in_file()) {
-        let unset = [
-            "api_key_file",
-            "admin_key_file",
-            "proxy.tls_cert",
-            "proxy.tls_key",
-            "upstream.proxy_file",
-            "seal.key_file",
-            "seal.key_command",
-            "audit.file",
-        ]
-        .contains(&setting.key);
-        let name = setting.key.rsplit('.').next().unwrap();
-        assert_eq!(printed.contains(&format!("\n{name} = ")), !unset, "{name}");
-    }
-}
-
-#[test]
-fn the_operator_s_key_is_long_and_nobody_else_s() {
-    const ADMIN: &str = "canary-of-the-operator-0123456789";
-    const VARIABLE: &str = "OSHU_VAULT_ADMIN_KEY";
-    for (variables, file, expected) in [
-        (&[KEY, HOME][..], "", Ok(false)),
-        (&[KEY, HOME, (VARIABLE, ADMIN)], "", Ok(true)),
-        (
-            &[KEY, HOME, (VARIABLE, "canary-of-one-too-short-0123456")],
-            "",
-            Err("admin_key: expects at least 32 characters (from OSHU_VAULT_ADMIN_KEY)"),
-        ),
-        (
-            &[("SECRETS_PROXY_API_KEY", ADMIN), HOME, (VARIABLE, ADMIN)],
-            "",
-            Err("admin_key: expects another key than api_key (from OSHU_VAULT_ADMIN_KEY)"),
-        ),
-        (
-            &[KEY, HOME],
-            "admin_key_file = '/key'",
-            Err("admin_key_file: expects at least 32 characters (from /c.toml:1)"),
-        ),
-        (
-            &[KEY, HOME],
-            "admin_key_file = '/open'",
-            Err(
-                "admin_key_file: names a file that others than its owner may use: chmod 600 (from /c.toml:1)",
-            ),
-        ),
-        (
-            &[KEY, HOME, (VARIABLE, ADMIN)],
-            "admin_key_file = '/key'",
-            Err(
-                "admin_key_file: is given beside the key itself (from OSHU_VAULT_ADMIN_KEY) (from /c.toml:1)",
-            ),
-        ),
-        (
-            &[KEY, HOME],
-            "admin_key = 'canary-0123456789'",
-            Err(
-                "admin_key: must not be given here: set OSHU_VAULT_ADMIN_KEY or admin_key_file (from /c.toml:1)",
-            ),
-        ),
-    ] {
-        let loaded = Given {
-            variables,
-            file: Some(file),
-            ..Given::default()
-        }
-        .load();
-        match (loaded, expected) {
-            (Ok(config), Ok(is_set)) => {
-                assert_eq!(config.admin_key.is_some(), is_set);
-                let printed = format!("{}{config:?}", config.redacted());
-                assert_eq!(printed.contains("# admin_key: set (redacted)"), is_set);
-                assert!(!printed.contains("canary"), "{printed}");
-            }
-            (Err(problems), Err(expected)) => assert_eq!(problems, [expected]),
-            (loaded, _) => panic!("{expected:?}: {loaded:?}"),
-        }
-    }
 }
 
 #[test]
