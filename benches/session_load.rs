@@ -19,6 +19,7 @@ use oshu_vault::seal::Keyring;
 use oshu_vault::secret::Secret;
 use oshu_vault::session::{Form, Options, SecretForm, Sessions};
 use oshu_vault::store::{Disk, Memory, Store};
+use oshu_vault::tenant::{Limits, Tenants};
 use tokio::runtime::Runtime;
 
 const SESSIONS: u32 = 100_000;
@@ -35,13 +36,10 @@ fn sessions(store: Arc<dyn Store>) -> Arc<Sessions> {
     };
     let rules = Arc::new(AddressRules::new(Vec::new(), false));
     let keyring = Keyring::parse(&KEY).unwrap();
-    Arc::new(Sessions::new(
-        store,
-        keyring,
-        options,
-        rules,
-        Sink::discard(),
-    ))
+    let sessions = Sessions::new(store, keyring, options, rules, Sink::discard());
+    let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0);
+    let tenants = tenants.with(&TenantId::new("bench"));
+    Arc::new(sessions.with_tenants(Arc::new(tenants)))
 }
 
 fn form() -> Form {

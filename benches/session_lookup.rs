@@ -22,6 +22,7 @@ use oshu_vault::seal::Keyring;
 use oshu_vault::secret::Secret;
 use oshu_vault::session::{Created, Form, Options, SecretForm, Sessions};
 use oshu_vault::store::Memory;
+use oshu_vault::tenant::{Limits, Tenants};
 use tokio::runtime::Runtime;
 
 fn sessions() -> Sessions {
@@ -32,13 +33,10 @@ fn sessions() -> Sessions {
         any_port: false,
     };
     let rules = Arc::new(AddressRules::new(Vec::new(), false));
-    Sessions::new(
-        Arc::new(Memory::default()),
-        Keyring::generate(),
-        options,
-        rules,
-        Sink::discard(),
-    )
+    let (store, keyring) = (Arc::new(Memory::default()), Keyring::generate());
+    let sessions = Sessions::new(store, keyring, options, rules, Sink::discard());
+    let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0);
+    sessions.with_tenants(Arc::new(tenants.with(&TenantId::new("bench"))))
 }
 
 /// A session with secrets for as many hosts, the first of which is `api0.example.com`.

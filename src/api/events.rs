@@ -1,7 +1,8 @@
 //! A session's audit records as they are written, as server-sent events (WHATWG HTML §9.2).
 //!
-//! A tenant reads along with its own sessions only; another's is not there. What was written before
-//! is not told again, and a reader that is too slow is told what it lost. Called by the route table.
+//! A tenant reads along with its own sessions only; another's is not there. The stream ends with the
+//! key that opened it. What was written before is not told again, and a reader that is too slow is
+//! told what it lost. Called by the route table.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -42,7 +43,7 @@ pub(super) async fn events(
     if state.drain.is_draining() {
         return Err(Failure::Draining);
     }
-    let find = || state.sessions.find(caller.tenant(), &id);
+    let find = || state.sessions.find(caller.tenant().id(), &id);
     find().ok_or(Failure::NotFound)?;
     let records = state.sessions.audit().subscribe(&id);
     let records = records.map_err(|_many| Failure::TooManyReaders)?;
@@ -50,6 +51,7 @@ pub(super) async fn events(
     let handle = find().ok_or(Failure::NotFound)?;
     let reader = Reader {
         records,
+        caller,
         handle,
         drain: state.drain.clone(),
         first: true,
@@ -66,6 +68,7 @@ pub(super) async fn events(
 /// One who reads along.
 struct Reader {
     records: Subscription,
+    caller: Caller,
     handle: Arc<SessionHandle>,
     drain: Drain,
     /// Nothing was sent: the head of the answer goes out with the first part.
@@ -83,6 +86,8 @@ impl Reader {
         let silent = Instant::now() + KEEP_ALIVE;
         let drain = self.drain.clone();
         let mut draining = pin!(drain.draining());
+        let caller = self.caller.clone();
+        let mut refused = pin!(caller.refused());
         loop {
             let until = self.until;
             let over = async {
@@ -95,6 +100,7 @@ impl Reader {
                 biased;
                 // First: a session in use would keep the others from being looked at.
                 () = draining.as_mut() => return None,
+                () = refused.as_mut() => return None,
                 told = self.records.next() => return told.map(|told| part(&told)),
                 () = over => return None,
                 () = self.handle.ended(), if until.is_none() => {

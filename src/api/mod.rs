@@ -1,8 +1,9 @@
 //! The management API: the route table, whole, and what its handlers share.
 //!
 //! Every route stands in [`router`], so that one look tells what is there; what needs no key is
-//! told apart in [`public_router`], what is the operator's in [`admin_router`]. Handlers stand beside their types. Nothing here knows the
-//! proxy. Called by `app`, which serves the router on the shared or on its own listener.
+//! told apart in [`public_router`], what is the operator's in [`admin_router`]. Handlers stand beside
+//! their types. Nothing here knows the proxy. Called by `app`, which serves the router on the shared
+//! or on its own listener.
 
 mod certificates;
 mod events;
@@ -166,7 +167,9 @@ fn public() -> Router<ApiState> {
 fn finish(routes: Router<ApiState>, state: ApiState) -> Router {
     let danger = state.danger_plaintext_management;
     let routes = routes
-        .fallback(async || Failure::NotFound)
+        // As the operator's routes to everybody else, who must not be able to tell them from none:
+        // a wrong key is a failed attempt here as there.
+        .fallback(async |_: Admin| Failure::NotFound)
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .with_state(state);
     web::wrap(routes, danger)

@@ -4,6 +4,8 @@
 //! is why the routes have their own answer to a method that is not allowed. A key is in one answer,
 //! that of its creation, and never again. Called by the route table.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, Path, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, LOCATION};
@@ -172,12 +174,11 @@ pub(super) async fn delete(
     _: Admin,
     Id(id): Id,
 ) -> Result<StatusCode, Failure> {
-    let shared = state.clone();
-    let deleted = finish(&state, async move {
-        shared.sessions.delete_tenant(&id).await?;
-        shared.idempotency.forget(&id);
-        Ok(())
-    });
+    let sessions = Arc::clone(&state.sessions);
+    let deleted = finish(
+        &state,
+        async move { Ok(sessions.delete_tenant(&id).await?) },
+    );
     deleted.await.map(|()| StatusCode::NO_CONTENT)
 }
 

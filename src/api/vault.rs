@@ -23,7 +23,7 @@ use time::format_description::well_known::Rfc3339;
 use super::{ApiState, form, idempotency};
 use crate::id::SessionId;
 use crate::session::{CaptureForm, Created, FieldError, SecretSpec, SessionHandle, Warning};
-use crate::web::{Caller, Failure, JsonBody, MergePatch, json, query};
+use crate::web::{Asked, Caller, Failure, JsonBody, MergePatch, json, query};
 
 /// How many sessions a list has where nothing is said, and at most.
 const LIST_DEFAULT: usize = 50;
@@ -146,19 +146,18 @@ struct PatchedSession {
 /// `POST /v1/sessions`.
 pub(super) async fn create(
     State(state): State<ApiState>,
-    caller: Caller,
     headers: HeaderMap,
-    JsonBody(body): JsonBody,
+    Asked(caller, JsonBody(body)): Asked<JsonBody>,
 ) -> Result<Response, Failure> {
     let key = idempotency::key(&headers)?;
     recordable(&state)?;
     let form = form::create(body, |form| state.sessions.check(form)).map_err(Failure::Invalid)?;
-    let tenant = caller.tenant().clone();
+    let tenant = Arc::clone(caller.tenant());
     let reserve = |key| state.idempotency.reserve(&tenant, key, Instant::now());
     let reservation = key.map(reserve).transpose()?;
     let shared = state.clone();
     let created = finish(&state, async move {
-        let created = shared.sessions.create(&tenant, form).await?;
+        let created = shared.sessions.create_for(&tenant, form).await?;
         if let Some(reservation) = reservation {
             reservation.settle(created.handle.id());
         }
@@ -177,7 +176,7 @@ pub(super) async fn list(
     // One more than asked for tells whether there is a next page.
     let mut handles = state
         .sessions
-        .list(caller.tenant(), after.as_ref(), limit + 1);
+        .list(caller.tenant().id(), after.as_ref(), limit + 1);
     let more = handles.len() > limit;
     handles.truncate(limit);
     let last = handles
@@ -205,7 +204,7 @@ pub(super) async fn show(
 ) -> Result<Response, Failure> {
     let handle = state
         .sessions
-        .find(caller.tenant(), &id)
+        .find(caller.tenant().id(), &id)
         .ok_or(Failure::NotFound)?;
     json(StatusCode::OK, &describe(&handle)?)
 }
@@ -213,16 +212,16 @@ pub(super) async fn show(
 /// `PATCH /v1/sessions/{id}`.
 pub(super) async fn patch(
     State(state): State<ApiState>,
-    caller: Caller,
     Id(id): Id,
-    MergePatch(body): MergePatch,
+    Asked(caller, MergePatch(body)): Asked<MergePatch>,
 ) -> Result<Response, Failure> {
     recordable(&state)?;
     let sessions = Arc::clone(&state.sessions);
     let patched = finish(&state, async move {
         let check = |form: &_| sessions.check(form);
         let change = |form| form::patch(form, body, check);
-        Ok(sessions.patch(caller.tenant(), &id, change).await?)
+        let tenant = caller.tenant().id();
+        Ok(sessions.patch(tenant, &id, change).await?)
     });
     let patched = patched.await?;
     let answer = PatchedSession {
@@ -241,7 +240,7 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, Failure> {
     let sessions = Arc::clone(&state.sessions);
     let deleted = finish(&state, async move {
-        Ok(sessions.delete(caller.tenant(), &id).await?)
+        Ok(sessions.delete(caller.tenant().id(), &id).await?)
     });
     deleted.await.map(|()| StatusCode::NO_CONTENT)
 }

@@ -80,7 +80,7 @@ pub const INCOMPLETE: &str = "incomplete";
 pub enum Kind {
     /// One request with its answer.
     Exchange,
-    /// A change of a session: created, patched, deleted, expired.
+    /// A change of a session: created, patched, deleted, ended, expired.
     Session,
     /// One CONNECT, from its answer to the end of its bytes.
     Tunnel,
@@ -234,7 +234,8 @@ impl Record {
         self.set(|data| data.bytes_down = Some(bytes));
     }
 
-    /// Sets what was done to a session: `created`, `patched`, `deleted`, `expired`.
+    /// Sets what was done to a session: `created`, `patched`, `deleted`, `expired`, or `ended` with
+    /// its tenant.
     pub fn action(&mut self, action: &'static str) {
         self.set(|data| data.action = Some(action));
     }
@@ -377,7 +378,7 @@ impl Swaps {
 impl Data {
     /// Tells whether it is the last one of its session.
     fn is_last(&self) -> bool {
-        let ended = matches!(self.action, Some("deleted" | "expired"));
+        let ended = matches!(self.action, Some("deleted" | "ended" | "expired"));
         ended && self.decision == Decision::Allowed
     }
 

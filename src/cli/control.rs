@@ -135,7 +135,7 @@ async fn answer(
         ROTATE => rotate(sessions, &*keys.lock().await).await,
         line if line.starts_with(KEYS) => {
             let line = line.strip_prefix(KEYS).unwrap_or_default();
-            super::keys::perform(sessions.tenants(), line).await
+            super::keys::answer(sessions.tenants(), line).await
         }
         _ => Err("the server does not know this command".to_owned()),
     };
@@ -197,10 +197,17 @@ pub(super) async fn ask(store: &Path, what: &str) -> Result<Value, Error> {
 async fn line(stream: &mut UnixStream) -> io::Result<String> {
     let mut line = String::new();
     let mut reader = BufReader::new(stream.take(LINE_LIMIT_BYTES));
-    match reader.read_line(&mut line).await? {
-        0 => Err(io::ErrorKind::UnexpectedEof.into()),
-        _ => Ok(line),
+    let length = reader.read_line(&mut line).await?;
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    if reader.get_ref().limit() == 0 && !line.ends_with('\n') {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the line is too long",
+        ));
+    }
+    Ok(line)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! `keys create`, `list`, `revoke`: the API keys of tenants.
 //!
 //! It is done by the server that has the store open, over its control socket, or here where none
-//! has; or, with `--server`, over the management API with the operator's key. A key is made here and
-//! printed once; over the control socket and into the store goes its hash alone.
+//! has, after the sealing keys were proven: what is sealed under others would shut a tenant out. Or,
+//! with `--server`, over the management API with the operator's key. A key is made here and printed
+//! once; over the control socket and into the store goes its hash alone.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,11 +25,17 @@ use crate::app::TENANT;
 use crate::config::{Config, Flags, Source};
 use crate::id::{ApiKeyId, TenantId};
 use crate::records::Records;
+use crate::seal::Keyring;
 use crate::secret::Fingerprint;
-use crate::tenant::{About, KeyRecord, LABEL_LIMIT, Limits, Tenants, generate_key};
+use crate::session::prove_offline;
+use crate::store::Disk;
+use crate::tenant::{About, KeyRecord, LABEL_LIMIT, Limits, Loaded, Tenants, generate_key};
 
-/// How many tenants are asked for at once.
+/// How many tenants are asked for at once, over the API.
 const PAGE: usize = 100;
+/// How long a page of tenants is over the control socket, in bytes, unless its first is longer: all
+/// keys of one tenant are some 50 KiB at most, which is within a line there.
+const PAGE_BYTES: usize = 32 * 1024;
 
 /// What is asked about API keys, and of whom.
 #[derive(Debug, Clone)]
@@ -91,6 +98,8 @@ enum Ask {
     },
     List {
         tenant: Option<String>,
+        /// The last one of the page before.
+        after: Option<String>,
     },
     Revoke {
         tenant: String,
@@ -119,7 +128,7 @@ pub(super) async fn keys(keys: Keys) -> Result<(), Exit> {
                 hash: BASE64.encode(Fingerprint::of(key.expose()).as_bytes()),
                 new_tenant,
             };
-            let mut made = by_store(keys.flags, &ask).await?;
+            let mut made = by_store(&keys.flags, &ask).await?;
             if let Some(made) = made.as_object_mut() {
                 let text = String::from_utf8_lossy(key.expose()).into_owned();
                 made.insert("api_key".to_owned(), Value::String(text));
@@ -128,19 +137,41 @@ pub(super) async fn keys(keys: Keys) -> Result<(), Exit> {
         }
         KeysAction::List { tenant } => {
             let tenant = tenant.map(|tenant| tenant.to_string());
-            tell(&by_store(keys.flags, &Ask::List { tenant }).await?)
+            tell(&list(&keys.flags, tenant).await?)
         }
         KeysAction::Revoke { tenant, key } => {
             let (tenant, key) = (tenant.to_string(), key.to_string());
             let ask = Ask::Revoke { tenant, key };
-            by_store(keys.flags, &ask).await.map(drop)
+            by_store(&keys.flags, &ask).await.map(drop)
+        }
+    }
+}
+
+/// Lists tenants, page by page.
+async fn list(flags: &Flags, tenant: Option<String>) -> Result<Value, Exit> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let (tenant, last) = (tenant.clone(), after.clone());
+        let ask = Ask::List {
+            tenant,
+            after: last,
+        };
+        let mut page = by_store(flags, &ask).await?;
+        if let Some(Value::Array(found)) = page.get_mut("tenants").map(Value::take) {
+            all.extend(found);
+        }
+        let next = page.get("next").and_then(Value::as_str);
+        let next = next.filter(|next| after.as_deref().is_none_or(|after| *next > after));
+        match next.map(str::to_owned) {
+            Some(next) => after = Some(next),
+            None => return Ok(json!({ "tenants": all })),
         }
     }
 }
 
 /// Asks whoever has the store open, or opens it.
-async fn by_store(flags: Flags, what: &Ask) -> Result<Value, Exit> {
-    let config = Config::load_state(&Source::process(flags))?;
+async fn by_store(flags: &Flags, what: &Ask) -> Result<Value, Exit> {
+    let config = Config::load_state(&Source::process(flags.clone()))?;
     let Some(store) = config.store.file(&config.state_dir) else {
         return Err(Exit::usage(
             "error: store.url: keys of this store are managed with --server and the operator's key"
@@ -164,17 +195,7 @@ async fn here(config: &Config, store: PathBuf, line: &str) -> Result<Value, Exit
     let keyring = KeySource::of(config).read().await;
     let keyring = keyring.map_err(|error| startup(&error))?;
     let store = Arc::new(sealing::open(store).await.map_err(|e| startup(&e))?);
-    let answer = {
-        let keyring = Arc::new(RwLock::new(keyring));
-        let records = Arc::new(Records::new(Arc::clone(&store) as _, keyring));
-        // Limits are no matter here, and the configured key is that of the server alone.
-        let tenants = Tenants::new(records, Limits::default(), 0);
-        let tenants = tenants.with(&KeysAction::default_tenant());
-        match tenants.load().await {
-            Ok(_) => perform(&tenants, line).await,
-            Err(error) => Err(chain(&error)),
-        }
-    };
+    let answer = perform_here(&store, keyring, line).await;
     if let Some(store) = Arc::into_inner(store) {
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         closed.map_err(|error| startup(&error))?;
@@ -182,8 +203,32 @@ async fn here(config: &Config, store: PathBuf, line: &str) -> Result<Value, Exit
     answer.map_err(|text| Exit::failed(&text))
 }
 
-/// Does one call about keys; called by the server for what came over its control socket, too.
-pub(super) async fn perform(tenants: &Tenants, line: &str) -> Result<Value, String> {
+/// Does one call about keys in a store that is open, if its sealing keys are these.
+async fn perform_here(store: &Arc<Disk>, keyring: Keyring, line: &str) -> Result<Value, String> {
+    let proven = prove_offline(store.as_ref(), &keyring).await;
+    proven.map_err(|error| chain(&error))?;
+    let keyring = Arc::new(RwLock::new(keyring));
+    let records = Arc::new(Records::new(Arc::clone(store) as _, keyring));
+    // Limits are no matter here, and the configured key is that of the server alone.
+    let tenants = Tenants::new(records, Limits::default(), 0);
+    let tenants = tenants.with(&KeysAction::default_tenant());
+    match tenants.load().await {
+        Ok(Loaded { refused: 0, .. }) => perform(&tenants, line, usize::MAX).await,
+        Ok(Loaded { refused, .. }) => Err(format!(
+            "records of the store are refused, {refused} of them: a server that is started with it \
+             names them in its log and serves the others"
+        )),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// Does one call about keys that came over the control socket of a server.
+pub(super) async fn answer(tenants: &Tenants, line: &str) -> Result<Value, String> {
+    perform(tenants, line, PAGE_BYTES).await
+}
+
+/// Does one call about keys, with so much room for a list, in bytes.
+async fn perform(tenants: &Tenants, line: &str, room: usize) -> Result<Value, String> {
     let ask: Ask = serde_json::from_str(line).map_err(|_odd| "the call is malformed".to_owned())?;
     let named = |text: &str| TenantId::parse(text).ok_or("there is no such tenant".to_owned());
     match ask {
@@ -212,22 +257,47 @@ pub(super) async fn perform(tenants: &Tenants, line: &str) -> Result<Value, Stri
             }
             Ok(told)
         }
-        Ask::List { tenant } => {
-            let found = match tenant {
-                Some(tenant) => {
-                    let about = tenants.about(&named(&tenant)?);
-                    vec![about.ok_or("there is no such tenant")?]
-                }
-                None => tenants.list(None, usize::MAX),
-            };
-            let found: Vec<Value> = found.iter().map(describe_tenant).collect();
-            Ok(json!({ "tenants": found }))
+        Ask::List {
+            tenant: Some(tenant),
+            ..
+        } => {
+            let about = tenants.about(&named(&tenant)?);
+            let about = about.ok_or("there is no such tenant")?;
+            Ok(json!({ "tenants": [describe_tenant(&about)] }))
+        }
+        Ask::List {
+            tenant: None,
+            after,
+        } => {
+            let after = after.map(|after| named(&after)).transpose()?;
+            Ok(page(tenants, after, room))
         }
         Ask::Revoke { tenant, key } => {
             let key = ApiKeyId::parse(&key).ok_or("there is no such key")?;
             let revoked = tenants.revoke_key(&named(&tenant)?, &key).await;
             revoked.map_err(|error| chain(&error))?;
             Ok(json!({}))
+        }
+    }
+}
+
+/// Lists as many tenants as there is room for, in bytes, and one at least.
+fn page(tenants: &Tenants, mut after: Option<TenantId>, room: usize) -> Value {
+    let (mut page, mut taken) = (Vec::new(), 0);
+    loop {
+        // A few at a time, so that the table is not held for long.
+        let found = tenants.list(after.as_ref(), PAGE);
+        if found.is_empty() {
+            return json!({ "tenants": page });
+        }
+        for about in found {
+            let told = describe_tenant(&about);
+            taken += told.to_string().len() + 1;
+            if taken > room && !page.is_empty() {
+                return json!({ "tenants": page, "next": after.as_ref().map(TenantId::as_str) });
+            }
+            page.push(told);
+            after = Some(about.id);
         }
     }
 }
@@ -327,4 +397,93 @@ fn odd(target: &Target) -> Exit {
 fn tell(answer: &Value) -> Result<(), Exit> {
     let text = Zeroizing::new(format!("{answer:#}\n"));
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Sink;
+    use crate::cli::control::Control;
+    use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
+    use crate::session::{Options, Sessions};
+    use crate::store::Memory;
+    use crate::tenant::KEYS_LIMIT;
+
+    fn sessions() -> Arc<Sessions> {
+        let options = Options {
+            catalogue: Arc::new(Catalogue::builtin()),
+            token_endpoints: known_token_endpoints(),
+            unscoped_secrets: false,
+            any_port: false,
+        };
+        let rules = Arc::new(AddressRules::new(Vec::new(), false));
+        let (store, keyring) = (Arc::new(Memory::new()), Keyring::generate());
+        let sessions = Sessions::new(store, keyring, options, rules, Sink::discard());
+        Arc::new(sessions)
+    }
+
+    /// Makes a tenant with so many keys, of the longest labels there are.
+    async fn make(tenants: &Tenants, name: &str, keys: usize) {
+        let id = TenantId::new(name);
+        tenants.create(&id, Limits::default()).await.unwrap();
+        let label = "\u{1f511}".repeat(LABEL_LIMIT);
+        for number in 0..keys {
+            let hash = Fingerprint::of(format!("{name}-{number}").as_bytes());
+            tenants.add_key(&id, &label, hash).await.unwrap();
+        }
+    }
+
+    fn names(page: &Value) -> Vec<(String, usize)> {
+        let tenants = page["tenants"].as_array().unwrap().iter();
+        let one = |tenant: &Value| {
+            let keys = tenant["keys"].as_array().unwrap().len();
+            (tenant["tenant_id"].as_str().unwrap().to_owned(), keys)
+        };
+        tenants.map(one).collect()
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_longer_than_a_line_comes_in_pages() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("sessions.redb");
+        let control = Control::open(&store).unwrap();
+        let sessions = sessions();
+        let mut expected = Vec::new();
+        for (name, keys) in [("a", 3), ("b", KEYS_LIMIT), ("c", KEYS_LIMIT / 2)] {
+            make(sessions.tenants(), name, keys).await;
+            expected.push((name.to_owned(), keys));
+        }
+        for number in 0..2 * PAGE {
+            let name = format!("e{number:03}");
+            make(sessions.tenants(), &name, 0).await;
+            expected.push((name, 0));
+        }
+        let key = crate::secret::Secret::new(Keyring::fresh_key().as_bytes().to_vec());
+        let serving = control.serve(Arc::clone(&sessions), KeySource::Given(key));
+        let serving = tokio::spawn(serving);
+        let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let asked = Ask::List {
+                tenant: None,
+                after,
+            };
+            let asked = serde_json::to_string(&asked).unwrap();
+            let page = ask(&store, &format!("{}{asked}", control::KEYS)).await;
+            let page = page.unwrap();
+            found.extend(names(&page));
+            pages += 1;
+            match page["next"].as_str() {
+                Some(next) => after = Some(next.to_owned()),
+                None => break,
+            }
+        }
+        assert_eq!(found, expected);
+        assert!(pages > 2, "{pages}");
+        serving.abort();
+        // Whoever has the store open needs no pages.
+        let whole = perform(sessions.tenants(), r#"{"do":"list"}"#, usize::MAX).await;
+        assert_eq!(names(&whole.unwrap()), expected);
+        let one = perform(sessions.tenants(), r#"{"do":"list","tenant":"b"}"#, 0).await;
+        assert_eq!(names(&one.unwrap()), expected[1..2]);
+    }
 }

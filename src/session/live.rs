@@ -21,6 +21,7 @@ use super::life::{Clock, Life};
 use super::quota::{Open, Quotas};
 use super::record::{self, Written, millis};
 use super::spec::{FieldError, Form, Options, Spec, Warning};
+use super::tenants::place;
 use super::view::{Retired, Sealed, SessionView};
 use crate::audit::{Decision, Kind, Record, Sink};
 use crate::id::{SessionId, TenantId};
@@ -31,7 +32,7 @@ use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
 use crate::store::{Row, RowKey, Store};
 use crate::telemetry::Histogram;
-use crate::tenant::{Place, Tenants};
+use crate::tenant::{Limits, Place, Tenant, Tenants};
 use crate::upstream::Pool;
 
 /// The proof that a caller is a session's workload.
@@ -113,9 +114,9 @@ impl Sessions {
             table: DashMap::new(),
             store,
             keyring,
+            tenants: Arc::new(Tenants::new(Arc::clone(&records), Limits::default(), 0)),
             records,
             options,
-            tenants: Arc::new(Tenants::any()),
             quotas: Quotas::default(),
             rules,
             audit,
@@ -134,7 +135,7 @@ impl Sessions {
         self
     }
 
-    /// Sets whose sessions there may be. Without this any tenant is taken for one that stands.
+    /// Sets whose sessions there may be. Without this there is no tenant, and so no session.
     #[must_use]
     pub fn with_tenants(mut self, tenants: Arc<Tenants>) -> Self {
         self.tenants = tenants;
@@ -170,8 +171,19 @@ impl Sessions {
     /// [`Error::Invalid`] with every bad field; [`Error::TenantSessions`]; [`Error::NoTenant`];
     /// [`Error::Store`].
     pub async fn create(&self, tenant: &TenantId, form: Form) -> Result<Created, Error> {
+        let tenant = self.tenants.find(tenant).ok_or(Error::NoTenant)?;
+        self.create_for(&tenant, form).await
+    }
+
+    /// Creates a session as [`Self::create`] does, for this tenant and for no other that may have
+    /// its name by now.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn create_for(&self, tenant: &Arc<Tenant>, form: Form) -> Result<Created, Error> {
         let spec = Spec::parse(&form, &self.options).map_err(Error::Invalid)?;
-        let place = self.place(tenant)?;
+        let place = place(tenant)?;
+        let tenant = tenant.id();
         let (id, credential) = (SessionId::generate(), Credential::generate());
         let (view, sealed_secrets) = make_view(&spec, 1, None);
         let mut audit = self.record(tenant, &id, "created");

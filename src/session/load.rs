@@ -5,7 +5,7 @@
 //! are an error, never an empty table. Called by `app` before anything is served.
 
 use std::fmt::Display;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Error;
@@ -16,7 +16,7 @@ use super::record::{self, Opened, Refused};
 use super::spec::Spec;
 use crate::id::{SessionId, TenantId};
 use crate::seal::{self, Context, Keyring};
-use crate::store::{Row, RowKey, Rows};
+use crate::store::{Row, RowKey, Rows, Store};
 
 /// How many refused rows are named in the log one by one.
 const NAMED: usize = 1000;
@@ -48,6 +48,8 @@ impl Sessions {
         if taken.is_proof_missing {
             self.prove().await?;
         }
+        // What expired while nobody looked, and what was cut with its tenant.
+        self.cut_expired();
         self.settle().await;
         Ok(taken.loaded)
     }
@@ -98,8 +100,7 @@ impl Sessions {
                         &format!("{}/{}", key.tenant, key.session),
                         &error,
                     );
-                    let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-                    refused.insert(key.clone());
+                    self.refused().insert(key.clone());
                 }
             }
         }
@@ -114,8 +115,8 @@ impl Sessions {
         })
     }
 
-    /// Makes a session live again. Tells whether it lives; one that expired enters the table cut,
-    /// so that its row is deleted as that of any other.
+    /// Makes a session live again. Tells whether it lives; one that does not enters
+    /// the table all the same, so that it ends as any other.
     fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
         let tenant = self.tenants.find(&key.tenant);
         let tenant = tenant.filter(|tenant| tenant.created() <= record.created);
@@ -154,12 +155,24 @@ impl Sessions {
             },
         }));
         let lives = !handle.is_over();
-        if !lives {
-            handle.end();
-        }
         self.table.insert(key.session.clone(), handle);
         Ok(lives)
     }
+}
+
+/// Proves that the current key of a keyring is that of a store that nobody serves: what is sealed
+/// under it opens at the next start. Nothing is written.
+///
+/// # Errors
+/// [`Error::Store`]; [`Error::Keys`] for other keys; [`Error::Unproven`]; [`Error::Unrotated`].
+pub async fn prove_offline(store: &dyn Store, keyring: &Keyring) -> Result<(), Error> {
+    let proof = store.get(&proof_key()).await.map_err(Error::Store)?;
+    let proof = proof.ok_or(Error::Unproven)?.sealed;
+    keyring
+        .open(&proof_context(), &proof)
+        .map_err(Error::Keys)?;
+    let is_current = keyring.is_current(&proof).map_err(Error::Keys)?;
+    is_current.then_some(()).ok_or(Error::Unrotated)
 }
 
 struct Taken {

@@ -23,7 +23,7 @@ pub use capture::{CAPTURED_LIMIT, CaptureForm};
 pub use credential::Credential;
 pub use handle::{Counters, SessionHandle, TunnelGuard};
 pub use live::{Authenticated, Created, Patched, Sessions, Totals};
-pub use load::Loaded;
+pub use load::{Loaded, prove_offline};
 pub use quota::{ExchangeGuard, Limited, Quotas, Turn};
 pub use rotate::{Rotated, rotate_offline};
 pub use spec::{
@@ -59,6 +59,12 @@ pub enum Error {
     /// was taken out too early.
     #[error("the sealing keys are not those of the store")]
     Keys(#[source] crate::seal::Error),
+    /// The store has no proof of its keys: no server has ever come up with it, or it was taken out.
+    #[error("the store has no proof of its sealing keys: start the server with it first")]
+    Unproven,
+    /// The store's proof is under an older key: a rotation did not come to its end.
+    #[error("the store is not sealed under the current key yet: `oshu-vault seal rotate` goes on")]
+    Unrotated,
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 //! the old key is refused. Called by `app` at the start, and for `seal rotate`.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -124,11 +123,7 @@ impl Sessions {
         if let Some(handle) = self.in_table(&key.session) {
             return self.seal_live(&handle).await;
         }
-        let refused = self.refused.lock();
-        if !refused
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&key)
-        {
+        if !self.refused().contains(&key) {
             // It was deleted meanwhile, and must not come back.
             return Ok(Outcome::Gone);
         }

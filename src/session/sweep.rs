@@ -21,16 +21,23 @@ impl Sessions {
     /// Cuts what has expired and closes idle upstream connections. Called about once a second.
     pub fn cut_expired(&self) {
         for handle in self.all() {
-            if !handle.is_over() {
+            if handle.is_over() {
+                self.end(&handle);
+            } else {
                 handle.pool.sweep();
-                continue;
             }
-            // What was cut with its tenant, and has not ended yet.
-            let action = if handle.is_cut() { "ended" } else { "expired" };
-            if handle.end() {
-                let mut audit = self.record(&handle.tenant, &handle.id, action);
-                audit.decision(Decision::Allowed, "ok");
-            }
+        }
+    }
+
+    /// Ends a session that is over without a call of its own: all that it has is cut and given back,
+    /// and the first to do so tells why. Nothing is forgotten that has not come through here, or
+    /// through the deletion that was asked for.
+    pub(super) fn end(&self, handle: &SessionHandle) {
+        // What was cut with its tenant, and has not ended yet.
+        let action = if handle.is_cut() { "ended" } else { "expired" };
+        if handle.end() {
+            let mut audit = self.record(&handle.tenant, &handle.id, action);
+            audit.decision(Decision::Allowed, "ok");
         }
     }
 
@@ -39,6 +46,8 @@ impl Sessions {
     pub async fn settle(&self) {
         let (over, live): (Vec<_>, Vec<_>) =
             self.all().into_iter().partition(|handle| handle.is_cut());
+        // Their tenant cut them since the others were looked at, perhaps.
+        over.iter().for_each(|handle| self.end(handle));
         let deleted = stream::iter(over).map(|handle| self.forget_ended(handle));
         let mut deleted = deleted.buffer_unordered(TOGETHER);
         while let Some(done) = deleted.next().await {

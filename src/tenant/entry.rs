@@ -49,6 +49,17 @@ pub struct Loaded {
     pub refused: usize,
 }
 
+/// What was closed, so that nothing else of its name is deleted.
+#[derive(Clone, Debug)]
+pub enum Closed {
+    /// A tenant that lived.
+    Live(Arc<Tenant>),
+    /// The refused record of a tenant of the configuration: it alone is to go.
+    Record,
+    /// A tenant whose record is refused, and which does not live here.
+    Refused,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) tenants: BTreeMap<TenantId, Entry>,

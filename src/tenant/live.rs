@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::record::Limits;
 use crate::id::TenantId;
 use crate::pace::Pace;
+use crate::secret::Fingerprint;
 
 /// A tenant as it stands.
 #[derive(Debug)]
@@ -118,6 +119,20 @@ impl Tenant {
 fn pace(limits: Limits, burst: u32) -> Option<Pace> {
     let rate = limits.requests_per_second?;
     Some(Pace::new(rate, burst))
+}
+
+/// Who showed an API key, and the key: what it was worth when it was looked for.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) key: Fingerprint,
+}
+
+impl Holder {
+    /// Returns the tenant.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
 }
 
 /// The place of one session among those of its tenant: given back when it ends, at the latest when

@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 use crate::id::fill_random;
 use crate::secret::Secret;
 
-pub use entry::{About, Change, Loaded};
-pub use live::{Place, Tenant};
+pub use entry::{About, Change, Closed, Loaded};
+pub use live::{Holder, Place, Tenant};
 pub use record::{KeyRecord, LABEL_LIMIT, Limits, State};
 pub use table::{KEYS_LIMIT, TENANTS_LIMIT, Tenants};
 

@@ -6,12 +6,15 @@
 //! line and `app`.
 
 use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
 use super::Error;
-use super::entry::{About, Change, Entry, Loaded, Table};
-use super::live::Tenant;
+use super::entry::{About, Change, Closed, Entry, Loaded, Table};
+use super::live::{Holder, Tenant};
 use super::record::{KeyRecord, Limits, Record, State, whole};
 use crate::id::{ApiKeyId, TenantId};
 use crate::records::{Records, Refused, name_refused};
@@ -26,13 +29,14 @@ pub const KEYS_LIMIT: usize = 100;
 /// All tenants.
 #[derive(Debug)]
 pub struct Tenants {
-    /// Nothing where any tenant is taken for one that is there.
-    records: Option<Arc<Records>>,
+    records: Arc<Records>,
     defaults: Limits,
     burst: u32,
     /// Tenants of the configuration, which always stand, and their keys.
     configured: Vec<(TenantId, Option<Fingerprint>)>,
     table: RwLock<Table>,
+    /// Told of every change of the table.
+    changed: watch::Sender<()>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -42,24 +46,12 @@ impl Tenants {
     /// rate is limited, hold for every tenant that has none of its own.
     pub fn new(records: Arc<Records>, defaults: Limits, burst: u32) -> Self {
         Self {
-            records: Some(records),
+            records,
             defaults,
             burst,
             configured: Vec::new(),
             table: RwLock::default(),
-            changing: tokio::sync::Mutex::default(),
-        }
-    }
-
-    /// Takes every name for that of a tenant which stands, without limits and without a store: for
-    /// a process that has only sessions of its own making.
-    pub fn any() -> Self {
-        Self {
-            records: None,
-            defaults: Limits::default(),
-            burst: 0,
-            configured: Vec::new(),
-            table: RwLock::default(),
+            changed: watch::Sender::default(),
             changing: tokio::sync::Mutex::default(),
         }
     }
@@ -83,22 +75,40 @@ impl Tenants {
     }
 
     /// Finds the tenant whose key this is.
-    pub fn by_key(&self, key: &[u8]) -> Option<Arc<Tenant>> {
+    pub fn by_key(&self, key: &[u8]) -> Option<Holder> {
         if key.is_empty() {
             return None;
         }
-        let fingerprint = Fingerprint::of(key);
-        self.read().keys.get(&fingerprint).cloned()
+        let key = Fingerprint::of(key);
+        let tenant = self.read().keys.get(&key).cloned()?;
+        Some(Holder { tenant, key })
+    }
+
+    /// Tells whether a key that was found is still that tenant's: it was not revoked, and the tenant
+    /// neither disabled nor deleted, nor another one of the name made since.
+    pub fn stands(&self, holder: &Holder) -> bool {
+        let table = self.read();
+        let owner = table.keys.get(&holder.key);
+        let is_same = owner.is_some_and(|owner| Arc::ptr_eq(owner, &holder.tenant));
+        is_same && !holder.tenant.cut().is_cancelled()
+    }
+
+    /// Waits until [`Self::stands`] says no, which is for good.
+    pub async fn refused(&self, holder: &Holder) {
+        // Before it is looked at: what changes in between is told.
+        let mut changed = self.changed.subscribe();
+        while self.stands(holder) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Finds a tenant by its name, also one that is disabled: its cut is done then.
     pub fn find(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        let found = self.read().tenants.get(id).map(|e| Arc::clone(&e.tenant));
-        if found.is_some() || self.records.is_some() {
-            return found;
-        }
-        self.apply(id, Record::new(UNIX_EPOCH));
-        self.find(id)
+        let table = self.read();
+        let entry = table.tenants.get(id);
+        entry.map(|entry| Arc::clone(&entry.tenant))
     }
 
     /// Tells what there is to be told of a tenant.
@@ -139,11 +149,8 @@ impl Tenants {
     /// # Errors
     /// [`Error::Store`]: nothing changed.
     pub async fn reload_all(&self) -> Result<usize, Error> {
-        let Some(records) = &self.records else {
-            return Ok(0);
-        };
         let _alone = self.changing.lock().await;
-        let found = records.load(RecordKind::Tenant).await;
+        let found = self.records.load(RecordKind::Tenant).await;
         let found = found.map_err(Error::Store)?;
         let mut refused = found.refused.len();
         let mut seen = BTreeSet::new();
@@ -295,31 +302,48 @@ impl Tenants {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Configured`].
-    pub fn close(&self, id: &TenantId) -> Result<(), Error> {
+    pub fn close(&self, id: &TenantId) -> Result<Closed, Error> {
         let mut table = self.write();
         let is_refused = table.refused.contains(id);
         if self.is_configured(id) {
-            // Of one whose record is refused, that record alone is to go.
-            return is_refused.then_some(()).ok_or(Error::Configured);
+            return is_refused
+                .then_some(Closed::Record)
+                .ok_or(Error::Configured);
         }
         let Some(entry) = table.tenants.get(id) else {
-            return is_refused.then_some(()).ok_or(Error::NotFound);
+            return is_refused.then_some(Closed::Refused).ok_or(Error::NotFound);
         };
-        entry.tenant.cut().cancel();
-        let record = entry.record.clone();
+        let (tenant, record) = (Arc::clone(&entry.tenant), entry.record.clone());
+        tenant.cut().cancel();
         table.drop_keys(&record, id);
-        Ok(())
+        Ok(Closed::Live(tenant))
     }
 
-    /// Deletes the record of a tenant that was closed.
+    /// Deletes the record of what was closed, and of nothing that was made under its name since.
     ///
     /// # Errors
-    /// [`Error::Store`]: it stays closed while this process runs.
-    pub async fn delete(&self, id: &TenantId) -> Result<(), Error> {
+    /// [`Error::NotFound`] where another stands under the name; [`Error::Store`]: it stays closed
+    /// while this process runs.
+    pub async fn delete(&self, id: &TenantId, closed: &Closed) -> Result<(), Error> {
         let _alone = self.changing.lock().await;
-        if let Some(records) = &self.records {
-            records.delete(&key_of(id)).await.map_err(Error::Store)?;
+        match self.reread(&key_of(id)).await {
+            Ok(()) | Err(Error::Refused(_)) => {}
+            Err(error) => return Err(error),
         }
+        {
+            let table = self.read();
+            let entry = table.tenants.get(id);
+            let is_refused = table.refused.contains(id);
+            match (closed, entry) {
+                // Another call was faster.
+                (Closed::Live(_), None) if !is_refused => return Ok(()),
+                (Closed::Live(closed), Some(entry)) if Arc::ptr_eq(closed, &entry.tenant) => {}
+                (Closed::Record, _) | (Closed::Refused, None) if is_refused => {}
+                _ => return Err(Error::NotFound),
+            }
+        }
+        let deleted = self.records.delete(&key_of(id)).await;
+        deleted.map_err(Error::Store)?;
         self.vanish(id);
         tracing::info!(tenant = %id, "tenant deleted");
         Ok(())
@@ -347,20 +371,15 @@ impl Tenants {
     }
 
     async fn keep(&self, id: &TenantId, record: Record) -> Result<(), Error> {
-        if let Some(records) = &self.records {
-            let put = records.put(&key_of(id), &record.encode()).await;
-            put.map_err(Error::Store)?;
-        }
+        let put = self.records.put(&key_of(id), &record.encode()).await;
+        put.map_err(Error::Store)?;
         self.apply(id, record);
         Ok(())
     }
 
     /// Takes what stands in the store for one name.
     async fn reread(&self, key: &RecordKey) -> Result<(), Error> {
-        let Some(records) = &self.records else {
-            return Ok(());
-        };
-        match records.open(key).await.map_err(Error::Store)? {
+        match self.records.open(key).await.map_err(Error::Store)? {
             None => self.vanish(&TenantId::new(&key.name)),
             Some(Ok(plain)) => {
                 if !self.take(key, &plain) {
@@ -462,8 +481,37 @@ impl Tenants {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> Writing<'_> {
+        Writing {
+            table: self.table.write().unwrap_or_else(PoisonError::into_inner),
+            changed: &self.changed,
+        }
+    }
+}
+
+/// The table while it is changed. Whoever waits for changes is told at the end of each.
+struct Writing<'a> {
+    table: RwLockWriteGuard<'a, Table>,
+    changed: &'a watch::Sender<()>,
+}
+
+impl Deref for Writing<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for Writing<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.changed.send_replace(());
     }
 }
 

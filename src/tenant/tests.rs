@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::RwLock;
 
 use super::*;
@@ -149,8 +150,8 @@ impl Node {
 
     /// Returns whose key this is.
     fn owner(&self, key: &[u8]) -> Option<String> {
-        let tenant = self.tenants.by_key(key)?;
-        Some(tenant.id().to_string())
+        let found = self.tenants.by_key(key)?;
+        Some(found.tenant().id().to_string())
     }
 }
 
@@ -262,7 +263,7 @@ async fn a_deleted_tenant_is_closed_first_and_its_name_may_be_taken_anew() {
     node.create("acme").await;
     node.key("acme", b"first").await;
     let before = node.tenants.find(&id("acme")).unwrap();
-    node.tenants.close(&id("acme")).unwrap();
+    let closed = node.tenants.close(&id("acme")).unwrap();
     assert!(before.cut().is_cancelled());
     assert_eq!(node.owner(b"first"), None);
     // Whatever comes between: it does not come back, by its record neither.
@@ -273,10 +274,10 @@ async fn a_deleted_tenant_is_closed_first_and_its_name_may_be_taken_anew() {
     let added = node.add("acme", b"x");
     assert!(matches!(added.await, Err(Error::NotFound)));
     node.fail(true);
-    assert!(node.tenants.delete(&id("acme")).await.is_err());
+    assert!(node.tenants.delete(&id("acme"), &closed).await.is_err());
     assert_eq!(node.owner(b"first"), None);
     node.fail(false);
-    node.tenants.delete(&id("acme")).await.unwrap();
+    node.tenants.delete(&id("acme"), &closed).await.unwrap();
     assert!(node.tenants.find(&id("acme")).is_none());
     assert!(node.another().await.tenants.find(&id("acme")).is_none());
     let gone = node.tenants.close(&id("acme"));
@@ -287,6 +288,116 @@ async fn a_deleted_tenant_is_closed_first_and_its_name_may_be_taken_anew() {
     assert_eq!(node.owner(b"first"), None);
     let twice = node.tenants.create(&id("acme"), Limits::default()).await;
     assert!(matches!(twice, Err(Error::Exists)));
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_repeated_leaves_who_was_made_since() {
+    let node = Node::new().await;
+    node.create("acme").await;
+    let first = node.tenants.close(&id("acme")).unwrap();
+    let second = node.tenants.close(&id("acme")).unwrap();
+    node.tenants.delete(&id("acme"), &first).await.unwrap();
+    // The other call comes too late, and there is nobody,
+    node.tenants.delete(&id("acme"), &second).await.unwrap();
+    // or somebody else: made here, or by another process.
+    node.create("acme").await;
+    node.key("acme", b"new").await;
+    let late = node.tenants.delete(&id("acme"), &second).await;
+    assert!(matches!(late, Err(Error::NotFound)), "{late:?}");
+    assert_eq!(node.owner(b"new").as_deref(), Some("acme"));
+    assert_eq!(node.another().await.owner(b"new").as_deref(), Some("acme"));
+    let third = node.tenants.close(&id("acme")).unwrap();
+    let other = node.another().await;
+    let closed = other.tenants.close(&id("acme")).unwrap();
+    other.tenants.delete(&id("acme"), &closed).await.unwrap();
+    later(&node.tenants.find(&id("acme")).unwrap()).await;
+    other.create("acme").await;
+    other.key("acme", b"newer").await;
+    let late = node.tenants.delete(&id("acme"), &third).await;
+    assert!(matches!(late, Err(Error::NotFound)), "{late:?}");
+    assert_eq!(node.owner(b"newer").as_deref(), Some("acme"));
+    assert!(node.another().await.owner(b"newer").is_some());
+    // Nor is a good record taken for the bad one that was to go.
+    let good = node.store.record(&record("acme")).await.unwrap().unwrap();
+    let bad = b"in clear".to_vec();
+    node.store.put_record(&record("acme"), bad).await.unwrap();
+    let node = node.another().await;
+    let bad = node.tenants.close(&id("acme")).unwrap();
+    node.store.put_record(&record("acme"), good).await.unwrap();
+    let late = node.tenants.delete(&id("acme"), &bad).await;
+    assert!(matches!(late, Err(Error::NotFound)), "{late:?}");
+    assert_eq!(node.owner(b"newer").as_deref(), Some("acme"));
+}
+
+/// Waits until whoever is made now is younger than a tenant: times are kept in milliseconds.
+async fn later(than: &Tenant) {
+    while std::time::SystemTime::now() < than.created() + Duration::from_millis(1) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn who_showed_a_key_is_told_when_it_counts_no_more() {
+    type Ending = (&'static str, fn(&Node, ApiKeyId) -> BoxFuture<'_, ()>);
+    let endings: [Ending; 5] = [
+        ("revoked", |node, key| {
+            Box::pin(async move { node.tenants.revoke_key(&id("acme"), &key).await.unwrap() })
+        }),
+        ("revoked, and the store fails", |node, key| {
+            Box::pin(async move {
+                node.fail(true);
+                node.tenants
+                    .revoke_key(&id("acme"), &key)
+                    .await
+                    .unwrap_err();
+            })
+        }),
+        ("disabled", |node, _| {
+            Box::pin(async move { drop(node.set("acme", State::Disabled).await.unwrap()) })
+        }),
+        ("closed", |node, _| {
+            Box::pin(async move { drop(node.tenants.close(&id("acme")).unwrap()) })
+        }),
+        ("deleted elsewhere", |node, _| {
+            Box::pin(async move {
+                node.records.delete(&record("acme")).await.unwrap();
+                node.tenants.reload_all().await.unwrap();
+            })
+        }),
+    ];
+    for (what, end) in endings {
+        let node = Node::new().await;
+        node.create("acme").await;
+        let key = node.key("acme", b"first").await;
+        node.key("acme", b"second").await;
+        let first = node.tenants.by_key(b"first").unwrap();
+        let second = node.tenants.by_key(b"second").unwrap();
+        let mut waiting = Box::pin(node.tenants.refused(&first));
+        assert!(waiting.as_mut().now_or_never().is_none(), "{what}");
+        // Another change is none for this key.
+        node.key("acme", b"third").await;
+        assert!(waiting.as_mut().now_or_never().is_none(), "{what}");
+        end(&node, key).await;
+        assert!(waiting.as_mut().now_or_never().is_some(), "{what}");
+        assert!(!node.tenants.stands(&first), "{what}");
+        let is_key_alone = what.starts_with("revoked");
+        assert_eq!(node.tenants.stands(&second), is_key_alone, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_a_tenant_is_none_of_the_next_of_that_name() {
+    let node = Node::new().await;
+    node.create("acme").await;
+    node.key("acme", b"first").await;
+    let before = node.tenants.by_key(b"first").unwrap();
+    let closed = node.tenants.close(&id("acme")).unwrap();
+    node.tenants.delete(&id("acme"), &closed).await.unwrap();
+    node.create("acme").await;
+    // Even the same key: it was shown to another tenant.
+    node.key("acme", b"first").await;
+    let after = node.tenants.by_key(b"first").unwrap();
+    assert!(!node.tenants.stands(&before) && node.tenants.stands(&after));
 }
 
 #[tokio::test]
@@ -367,8 +478,8 @@ async fn an_inserted_an_edited_and_a_moved_tenant_are_refused() {
     assert_eq!(node.owner(FIXED).as_deref(), Some(CONFIGURED));
     // And the operator may throw the bad record away.
     for name in ["umbrella", CONFIGURED] {
-        after.tenants.close(&id(name)).unwrap();
-        after.tenants.delete(&id(name)).await.unwrap();
+        let closed = after.tenants.close(&id(name)).unwrap();
+        after.tenants.delete(&id(name), &closed).await.unwrap();
     }
     assert_eq!(after.owner(FIXED).as_deref(), Some(CONFIGURED));
     after.create("umbrella").await;
@@ -404,8 +515,8 @@ async fn what_another_process_changed_holds_when_it_is_read_again() {
     two.tenants.reload(&record("acme")).await.unwrap();
     let live = two.tenants.find(&id("acme")).unwrap();
     assert!(!live.cut().is_cancelled() && two.owner(b"third").is_some());
-    one.tenants.close(&id("acme")).unwrap();
-    one.tenants.delete(&id("acme")).await.unwrap();
+    let closed = one.tenants.close(&id("acme")).unwrap();
+    one.tenants.delete(&id("acme"), &closed).await.unwrap();
     one.create("late").await;
     two.tenants.reload_all().await.unwrap();
     assert!(live.cut().is_cancelled() && two.tenants.find(&id("acme")).is_none());

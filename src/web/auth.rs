@@ -1,24 +1,24 @@
 //! Who calls the management API: an API key becomes a tenant, or the operator.
 //!
 //! A [`Caller`] and an [`Admin`] are made here only, so a handler that takes one cannot be reached
-//! without a key. No key configured never means allow; keys are kept as fingerprints. A caller whose
-//! tenant asks too fast is told to wait. Called by every handler of the management API.
+//! without a key. No key configured never means allow; keys are kept as fingerprints. A key counts
+//! for as long as it is its tenant's: who waits, for a body or for what is to be told, asks again.
+//! A caller whose tenant asks too fast is told to wait. Called by every handler of the management API.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{FromRef, FromRequestParts};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
 use super::failure::Failure;
 use super::{API_KEY, Connection, carries_credential};
-use crate::id::TenantId;
 use crate::secret::Fingerprint;
 use crate::serve::{Newcomer, Throttle};
-use crate::tenant::{Tenant, Tenants};
+use crate::tenant::{Holder, Tenant, Tenants};
 
 /// The API keys of all tenants, that of the operator, and who has failed to show one.
 pub struct ApiKeys {
@@ -80,18 +80,34 @@ impl fmt::Debug for ApiKeys {
 /// The proof that a call came with a tenant's API key.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    tenant: Arc<Tenant>,
+    holder: Holder,
+    keys: Arc<ApiKeys>,
 }
 
 impl Caller {
     /// Returns the tenant.
-    pub fn tenant(&self) -> &TenantId {
-        self.tenant.id()
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        self.holder.tenant()
     }
 
-    fn check(headers: &HeaderMap, keys: &ApiKeys) -> Option<Self> {
-        let tenant = keys.tenants.by_key(presented(headers)?)?;
-        Some(Self { tenant })
+    /// Looks at the key again, after something was waited for.
+    ///
+    /// # Errors
+    /// [`Failure::Unauthenticated`] where it is the tenant's no more, or the tenant not this one.
+    pub fn check(&self) -> Result<(), Failure> {
+        let stands = self.keys.tenants.stands(&self.holder);
+        stands.then_some(()).ok_or(Failure::Unauthenticated)
+    }
+
+    /// Waits until [`Self::check`] fails, which is for good.
+    pub async fn refused(&self) {
+        self.keys.tenants.refused(&self.holder).await;
+    }
+
+    fn find(headers: &HeaderMap, keys: &Arc<ApiKeys>) -> Option<Self> {
+        let holder = keys.tenants.by_key(presented(headers)?)?;
+        let keys = Arc::clone(keys);
+        Some(Self { holder, keys })
     }
 }
 
@@ -104,15 +120,37 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let keys: Arc<ApiKeys> = Arc::from_ref(state);
-        let Some(caller) = Self::check(&parts.headers, &keys) else {
+        let Some(caller) = Self::find(&parts.headers, &keys) else {
             return Err(keys.refuse(parts, Failure::Unauthenticated));
         };
         if let Some(newcomer) = parts.extensions.get::<Newcomer>() {
             newcomer.known();
         }
-        let paced = caller.tenant.request(Instant::now());
+        let paced = caller.tenant().request(Instant::now());
         paced.map_err(Failure::TenantRate)?;
         Ok(caller)
+    }
+}
+
+/// A caller with the body of the call. A body may be waited for, and whoever may call when it begins
+/// may do so no more when it has come: the key is looked at before and after.
+#[derive(Debug)]
+pub struct Asked<B>(pub Caller, pub B);
+
+impl<S, B> FromRequest<S> for Asked<B>
+where
+    S: Send + Sync,
+    Arc<ApiKeys>: FromRef<S>,
+    B: FromRequest<S, Rejection = Failure>,
+{
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let (mut parts, body) = request.into_parts();
+        let caller = Caller::from_request_parts(&mut parts, state).await?;
+        let body = B::from_request(Request::from_parts(parts, body), state).await;
+        caller.check()?;
+        Ok(Self(caller, body?))
     }
 }
 
@@ -133,7 +171,7 @@ where
         let key = presented(&parts.headers);
         let is_admin = key.is_some_and(|key| keys.is_admin(key));
         if !is_admin {
-            if Caller::check(&parts.headers, &keys).is_some() {
+            if Caller::find(&parts.headers, &keys).is_some() {
                 // A right key, in the wrong place, is no attempt.
                 return Err(Failure::NotFound);
             }
@@ -173,28 +211,41 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::sync::RwLock;
 
-    fn of(keys: &[(&str, &str)]) -> ApiKeys {
-        let tenants = keys.iter().fold(Tenants::any(), |tenants, (tenant, key)| {
+    use super::*;
+    use crate::id::TenantId;
+    use crate::records::Records;
+    use crate::seal::Keyring;
+    use crate::store::Memory;
+    use crate::tenant::Limits;
+
+    fn of(keys: &[(&str, &str)]) -> Arc<ApiKeys> {
+        of_all(keys, None)
+    }
+
+    fn of_all(keys: &[(&str, &str)], admin: Option<&[u8]>) -> Arc<ApiKeys> {
+        let keyring = Arc::new(RwLock::new(Keyring::generate()));
+        let records = Arc::new(Records::new(Arc::new(Memory::new()), keyring));
+        let none = Tenants::new(records, Limits::default(), 0);
+        let tenants = keys.iter().fold(none, |tenants, (tenant, key)| {
             tenants.with_key(&TenantId::new(tenant), Fingerprint::of(key.as_bytes()))
         });
-        ApiKeys::new(Arc::new(tenants))
+        let keys = ApiKeys::new(Arc::new(tenants));
+        Arc::new(keys.with_admin(admin.map(Fingerprint::of)))
     }
 
-    fn keys() -> ApiKeys {
-        of(&[("one", "key-1"), ("one", "key-1b"), ("two", "key-2")])
-    }
+    const KEYS: &[(&str, &str)] = &[("one", "key-1"), ("one", "key-1b"), ("two", "key-2")];
 
     type Fields<'a> = &'a [(&'static str, &'a str)];
 
-    fn tenant(fields: Fields<'_>, keys: &ApiKeys) -> Option<String> {
+    fn tenant(fields: Fields<'_>, keys: &Arc<ApiKeys>) -> Option<String> {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        let caller = Caller::check(&headers, keys);
-        caller.map(|caller| caller.tenant().as_str().to_owned())
+        let caller = Caller::find(&headers, keys);
+        caller.map(|caller| caller.tenant().id().to_string())
     }
 
     #[test]
@@ -221,7 +272,7 @@ mod tests {
             (&[(KEY, "key-1, key-1")], None),
         ];
         for (fields, expected) in cases {
-            assert_eq!(tenant(fields, &keys()).as_deref(), expected, "{fields:?}");
+            assert_eq!(tenant(fields, &of(KEYS)).as_deref(), expected, "{fields:?}");
         }
     }
 
@@ -237,7 +288,7 @@ mod tests {
 
     #[test]
     fn only_the_admin_key_is_the_operator_s() {
-        let keys = keys().with_admin(Some(Fingerprint::of(b"admin-key")));
+        let keys = of_all(KEYS, Some(b"admin-key"));
         for (key, expected) in [
             (&b"admin-key"[..], true),
             (b"admin-ke", false),
@@ -247,7 +298,7 @@ mod tests {
             assert_eq!(keys.is_admin(key), expected, "{key:?}");
         }
         assert!(!of(&[]).is_admin(b""));
-        let empty = of(&[]).with_admin(Some(Fingerprint::of(b"")));
+        let empty = of_all(&[], Some(b""));
         assert!(!empty.is_admin(b""));
         assert_eq!(tenant(&[("x-api-key", "admin-key")], &keys), None);
     }

@@ -117,7 +117,9 @@ impl From<Error> for Failure {
             // Nothing is captured for a caller of the API.
             Error::Store(_) | Error::Tenant(tenant::Error::Store(_)) => Self::Store(error),
             Error::Tenant(error) => error.into(),
-            Error::CaptureLimit | Error::Keys(_) => Self::Internal(error.into()),
+            Error::CaptureLimit | Error::Keys(_) | Error::Unproven | Error::Unrotated => {
+                Self::Internal(error.into())
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::id::RequestId;
 
-pub use auth::{Admin, ApiKeys, Caller};
+pub use auth::{Admin, ApiKeys, Asked, Caller};
 pub use extract::{BODY_LIMIT_BYTES, Json, JsonBody, MergePatch, query};
 pub use failure::Failure;
 

@@ -8,9 +8,11 @@ mod fields;
 mod patches;
 mod sessions;
 mod surroundings;
+mod tenants;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -26,10 +28,11 @@ use crate::id::TenantId;
 use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
 use crate::seal::Keyring;
 use crate::secret::Fingerprint;
+use crate::serve::Throttle;
 use crate::session::{Options, Sessions};
 use crate::shutdown::Drain;
 use crate::store::Memory;
-use crate::tenant::Tenants;
+use crate::tenant::{Limits, Tenants};
 use crate::web::{ApiKeys, Connection};
 
 /// A secret that no answer may hold.
@@ -37,6 +40,8 @@ const CANARY: &str = "canary-secret-value-0123456789";
 const ONE: &str = "key-of-one";
 const TWO: &str = "key-of-two";
 const ADMIN: &str = "key-of-the-operator";
+/// How often an address may show a wrong key.
+const FAILURES: usize = 50;
 
 /// Header fields of a call.
 type Fields<'a> = &'a [(&'a str, &'a str)];
@@ -45,6 +50,7 @@ type Fields<'a> = &'a [(&'a str, &'a str)];
 struct Api {
     router: Router,
     drain: Drain,
+    sessions: Arc<Sessions>,
 }
 
 /// An answer, read to its end.
@@ -92,7 +98,7 @@ impl Answer {
     }
 }
 
-fn state(drain: &Drain) -> ApiState {
+fn sessions() -> Arc<Sessions> {
     let options = Options {
         catalogue: Arc::new(Catalogue::builtin()),
         token_endpoints: known_token_endpoints(),
@@ -107,17 +113,23 @@ fn state(drain: &Drain) -> ApiState {
         Sink::discard(),
     );
     let key = |key: &str| Fingerprint::of(key.as_bytes());
-    let tenants = Tenants::any()
+    let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0)
         .with_key(&TenantId::new("one"), key(ONE))
         .with_key(&TenantId::new("two"), key(TWO));
-    let tenants = Arc::new(tenants);
+    Arc::new(sessions.with_tenants(Arc::new(tenants)))
+}
+
+fn state(sessions: &Arc<Sessions>, admin: Option<&str>, drain: &Drain) -> ApiState {
+    let keys = ApiKeys::new(Arc::clone(sessions.tenants()))
+        .with_admin(admin.map(|key| Fingerprint::of(key.as_bytes())))
+        .with_throttle(Arc::new(Throttle::new(FAILURES, Duration::from_mins(5))));
     let addresses = Addresses {
         tls: Some("vault.example:8443".to_owned()),
         plain: Some("vault.example:8080".to_owned()),
     };
     ApiState::new(
-        Arc::new(sessions.with_tenants(Arc::clone(&tenants))),
-        ApiKeys::new(Arc::clone(&tenants)).with_admin(Some(key(ADMIN))),
+        Arc::clone(sessions),
+        keys,
         Certificates::new(b"a root"),
         addresses,
         drain.clone(),
@@ -136,10 +148,16 @@ fn connection(tls: bool, listener: &str) -> Connection {
 
 impl Api {
     fn new() -> Self {
-        let drain = Drain::new();
+        Self::of(Some(ADMIN), router)
+    }
+
+    /// Makes a service with this key of the operator, and of these routes.
+    fn of(admin: Option<&str>, routes: impl FnOnce(ApiState) -> Router) -> Self {
+        let (drain, sessions) = (Drain::new(), sessions());
         Self {
-            router: router(state(&drain)),
+            router: routes(state(&sessions, admin, &drain)),
             drain,
+            sessions,
         }
     }
 

@@ -36,14 +36,11 @@ async fn a_creation_tells_everything_once() {
 
 #[tokio::test]
 async fn without_a_tls_listener_the_proxy_url_is_plain() {
-    let drain = Drain::new();
-    let mut state = state(&drain);
-    let plain = Some("127.0.0.1:8080".to_owned());
-    state.addresses = Arc::new(Addresses { tls: None, plain });
-    let api = Api {
-        router: router(state),
-        drain,
-    };
+    let api = Api::of(None, |mut state| {
+        let plain = Some("127.0.0.1:8080".to_owned());
+        state.addresses = Arc::new(Addresses { tls: None, plain });
+        router(state)
+    });
     let created = api.create(&json!({"secrets": {}})).await;
     assert!(
         created["proxy_url"]

@@ -39,13 +39,10 @@ async fn without_a_good_key_nothing_of_a_tenant_is_told() {
 
 #[tokio::test]
 async fn credentials_in_the_clear_are_refused() {
-    let drain = Drain::new();
     let safe = Api::new();
-    let danger = state(&drain).with_danger_plaintext_management(true);
-    let danger = Api {
-        router: router(danger),
-        drain,
-    };
+    let danger = Api::of(None, |state| {
+        router(state.with_danger_plaintext_management(true))
+    });
     let ways = [
         (Some(connection(true, "0.0.0.0:8443")), true),
         (Some(connection(false, "127.0.0.1:8080")), true),
@@ -188,11 +185,7 @@ async fn health_tells_when_the_process_drains() {
 
 #[tokio::test]
 async fn the_public_routes_hold_no_management() {
-    let drain = Drain::new();
-    let api = Api {
-        router: public_router(state(&drain)),
-        drain,
-    };
+    let api = Api::of(None, public_router);
     api.post(&json!({"secrets": {}}))
         .await
         .is_problem(404, "not_found");

@@ -1,28 +1,10 @@
 //! Deletion and expiry: cut first and for good, and no row stays behind.
 
-use std::io::Write;
-use std::sync::{Mutex, PoisonError};
-
 use futures_util::FutureExt;
 use serde_json::Value;
 
 use super::*;
 use crate::session::{Error, Patched};
-
-/// Takes audit lines.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Begins a patch and returns when its row is held at the store.
 async fn held_patch(
@@ -263,8 +245,7 @@ async fn every_change_has_its_record() {
     world.clock.advance(MINUTE);
     world.sweep().await;
     world.sweep().await;
-    audit.flush();
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = lines.of(&audit);
     let (own, other) = (id.as_str(), other.handle.id().as_str());
     let found: Vec<_> = text
         .lines()

@@ -18,8 +18,9 @@ mod tenants;
 mod view;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -41,6 +42,7 @@ use crate::store::{
     BoxFuture, Error, Memory, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store,
 };
 use crate::swap::Lookup;
+use crate::tenant::{Limits, Tenants};
 
 /// A value that may stand nowhere but in the session and, by name, in an opening.
 const CANARY: &str = "canary-secret-value-0123456789";
@@ -111,6 +113,30 @@ fn options() -> Options {
 
 fn closed() -> AddressRules {
     AddressRules::new(Vec::new(), false)
+}
+
+/// Takes audit lines.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    /// Returns what a sink wrote here.
+    fn of(&self, sink: &Sink) -> String {
+        sink.flush();
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8(lines.clone()).unwrap()
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A store that can fail, and that can hold one change until it is let go.
@@ -234,6 +260,13 @@ struct World {
     tenant: TenantId,
 }
 
+/// Makes `acme` and `other` tenants that stand.
+fn with_two(sessions: Sessions) -> Sessions {
+    let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0);
+    let tenants = tenants.with(&tenant("acme")).with(&tenant("other"));
+    sessions.with_tenants(Arc::new(tenants))
+}
+
 impl World {
     fn new() -> Self {
         Self::with(options(), Keyring::generate(), Sink::discard())
@@ -243,6 +276,7 @@ impl World {
         let (store, clock) = (Arc::new(TestStore::new()), Clock::default());
         let rows: Arc<dyn Store> = Arc::clone(&store) as _;
         let sessions = Sessions::new(rows, keyring, options, Arc::new(closed()), audit);
+        let sessions = with_two(sessions);
         Self {
             sessions: Arc::new(sessions.with_clock(clock.clone())),
             store,
@@ -282,6 +316,7 @@ impl World {
         let rows: Arc<dyn Store> = Arc::clone(&self.store) as _;
         let rules = Arc::new(closed());
         let sessions = Sessions::new(rows, keyring, options, rules, Sink::discard());
+        let sessions = with_two(sessions);
         Self {
             sessions: Arc::new(sessions.with_clock(clock.clone())),
             store: Arc::clone(&self.store),

@@ -397,6 +397,7 @@ async fn quotas_hold_for_the_sessions_of_a_store() {
     let created = world.create(two()).await;
     let rows: Arc<dyn Store> = Arc::clone(&world.store) as _;
     let after = Sessions::new(rows, keys(), options(), Arc::new(closed()), Sink::discard());
+    let after = with_two(after);
     let after = Arc::new(after.with_quotas(Quotas {
         tunnels: 1,
         exchanges: 1,

@@ -16,6 +16,7 @@ use oshu_vault::config::{Config, FileContent, Flags, Seal, Source};
 use oshu_vault::host::HostPort;
 use oshu_vault::id::TenantId;
 use oshu_vault::policy::{AddressRules, Catalogue, Scheme};
+use oshu_vault::records::Records;
 use oshu_vault::seal::{KeyId, Keyring};
 use oshu_vault::sealed_token::{MARKER, Place, TokenId};
 use oshu_vault::secret::{Fingerprint, Secret};
@@ -24,7 +25,7 @@ use oshu_vault::store::{Memory, RecordKey, RecordKind, Store};
 use oshu_vault::swap::{
     BodyKind, BodySwap, Decoder, Lookup, ScrubStream, Scrubber, Swapper, TokenAnswer,
 };
-use oshu_vault::tenant::Tenants;
+use oshu_vault::tenant::{Limits, Tenants};
 use oshu_vault::upstream::UpstreamProxy;
 use oshu_vault::web::{ApiKeys, Json, JsonBody, MergePatch};
 use oshu_vault::wire::{
@@ -52,6 +53,11 @@ impl Printed {
 
 fn secret() -> Secret {
     Secret::new(VALUE.into())
+}
+
+fn tenants(records: &Arc<Records>) -> Tenants {
+    let tenants = Tenants::new(Arc::clone(records), Limits::default(), 0);
+    tenants.with_key(&TenantId::new("t"), Fingerprint::of(VALUE.as_bytes()))
 }
 
 fn form() -> Form {
@@ -131,13 +137,13 @@ async fn sessions(printed: &mut Printed) {
     let rules = Arc::new(AddressRules::new(Vec::new(), false));
     let keys = Keyring::generate();
     printed.add("Keyring", &keys);
-    let sessions = Sessions::new(
-        Arc::clone(&store) as _,
-        keys,
-        options,
-        rules,
-        Sink::discard(),
-    );
+    let rows = Arc::clone(&store) as _;
+    let sessions = Sessions::new(rows, keys, options, rules, Sink::discard());
+    let tenants = Arc::new(tenants(sessions.records()));
+    printed.add("Tenants", &tenants);
+    printed.add("Holder", &tenants.by_key(VALUE.as_bytes()));
+    printed.add("ApiKeys", &ApiKeys::new(Arc::clone(&tenants)));
+    let sessions = sessions.with_tenants(tenants);
     let created = sessions
         .create(&TenantId::new("t"), form())
         .await
@@ -229,14 +235,6 @@ fn outer(printed: &mut Printed) {
     printed.add(
         "Keyring",
         &Keyring::from_keys(vec![(key, *b"sk-canary/0123456789+\"&<abcdef>\\")], key),
-    );
-    let tenants = Tenants::any().with_key(&TenantId::new("t"), Fingerprint::of(VALUE.as_bytes()));
-    printed.add("Tenants", &tenants);
-    printed.add(
-        "ApiKeys",
-        &ApiKeys::new(Arc::new(
-            Tenants::any().with_key(&TenantId::new("t"), Fingerprint::of(VALUE.as_bytes())),
-        )),
     );
     let bytes = VALUE.as_bytes().to_vec().into();
     printed.add("FileContent", &FileContent { bytes, mode: 0o600 });

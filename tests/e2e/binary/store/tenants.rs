@@ -130,6 +130,54 @@ async fn keys_are_managed_with_a_running_server_and_without_one() {
 }
 
 #[tokio::test]
+async fn a_wrong_sealing_key_changes_no_tenant() {
+    let place = Place::new().await;
+    let server = place.serve().await;
+    let (_, key) = place.key(&["--tenant=acme", "--new-tenant"]).await;
+    server.stop().await;
+    let path = place.home.state("seal.key");
+    let right = fs::read_to_string(&path).unwrap();
+    let other = "11".repeat(32);
+    let create = &["keys", "create"][..];
+    let make = &["keys", "create", "--tenant=late", "--new-tenant"];
+    let newer = format!("{other}\n{right}");
+    for (keys, line, part) in [
+        (
+            &other,
+            create,
+            "the sealing keys are not those of the store",
+        ),
+        (&other, make, "the sealing keys are not those of the store"),
+        (&other, &["keys", "list"], "the sealing keys are not those"),
+        // One that the server may not have.
+        (&newer, create, "`oshu-vault seal rotate` goes on"),
+    ] {
+        fs::write(&path, keys).unwrap();
+        let ended = place.home.run(line).await;
+        ended.complains(1, &[part]);
+    }
+    fs::write(&path, &right).unwrap();
+    let mut edited = place.record("tenant/acme");
+    let good = edited.clone();
+    edited[40] ^= 8;
+    place.put_record(b"tenant/acme", &edited);
+    for line in [create, make, &["keys", "list"]] {
+        let ended = place.home.run(line).await;
+        ended.complains(1, &["records of the store are refused, 1 of them"]);
+    }
+    place.put_record(b"tenant/acme", &good);
+    // Nobody is shut out.
+    let server = place.serve().await;
+    let own = fs::read_to_string(place.home.state("api.key")).unwrap();
+    for key in [own.trim_end(), &key] {
+        assert_eq!(status(&server, key).await, 200);
+    }
+    let all = place.keys_verb(&["list"]).await;
+    assert_eq!(all["tenants"].as_array().unwrap().len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn keys_are_managed_over_the_api_by_the_operator() {
     let place = Place::new().await;
     let variables = [("OSHU_VAULT_ADMIN_KEY", ADMIN)];
