@@ -18,19 +18,21 @@ use futures_util::stream;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::ApiState;
 use super::vault::Id;
-use crate::audit::{Subscription, Told};
+use crate::audit::{Sink, Subscription, Told};
 use crate::session::SessionHandle;
 use crate::shutdown::Drain;
 use crate::web::{Caller, Failure};
 
 /// How long the stream is silent before a comment says that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long the last records of a session that was cut are waited for.
-const LAST_RECORDS: Duration = Duration::from_secs(5);
+/// How long the last records of a session that was cut are waited for at most.
+const LAST_RECORDS: Duration = Duration::from_secs(10);
+/// How often a session that was cut is looked at, for what of it has not ended yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A line that readers pass over.
 const COMMENT: &[u8] = b":\n\n";
 
@@ -45,17 +47,19 @@ pub(super) async fn events(
     }
     let find = || state.sessions.find(caller.tenant().id(), &id);
     find().ok_or(Failure::NotFound)?;
-    let records = state.sessions.audit().subscribe(&id);
+    let records = state.sessions.audit().subscribe(caller.tenant().id(), &id);
     let records = records.map_err(|_many| Failure::TooManyReaders)?;
     // Looked for again: its last record may have come before this read along.
     let handle = find().ok_or(Failure::NotFound)?;
     let reader = Reader {
         records,
         caller,
+        sink: state.sessions.audit().clone(),
         handle,
         drain: state.drain.clone(),
         first: true,
         until: None,
+        is_ending: false,
     };
     let parts = stream::unfold(reader, async |mut reader| {
         let part = reader.next().await?;
@@ -69,12 +73,15 @@ pub(super) async fn events(
 struct Reader {
     records: Subscription,
     caller: Caller,
+    sink: Sink,
     handle: Arc<SessionHandle>,
     drain: Drain,
     /// Nothing was sent: the head of the answer goes out with the first part.
     first: bool,
     /// The end, once the session was cut.
     until: Option<Instant>,
+    /// All that the session had is over: what was handed over by then is all that comes.
+    is_ending: bool,
 }
 
 impl Reader {
@@ -106,8 +113,20 @@ impl Reader {
                 () = self.handle.ended(), if until.is_none() => {
                     self.until = Some(Instant::now() + LAST_RECORDS);
                 }
+                () = sleep(LOOK_AGAIN), if until.is_some() && !self.is_ending => self.look(),
                 () = sleep_until(silent) => return Some(Bytes::from_static(COMMENT)),
             }
+        }
+    }
+}
+
+impl Reader {
+    /// Ends the stream once nothing of a session that was cut is open: each tunnel and exchange hands
+    /// its record over before it counts as ended.
+    fn look(&mut self) {
+        if self.records.is_over() && self.handle.is_idle() {
+            self.is_ending = true;
+            self.sink.end_readers(self.handle.id());
         }
     }
 }

@@ -9,6 +9,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::ApiState;
+use super::vault::recordable;
 use crate::web::{Failure, json};
 
 #[derive(Serialize)]
@@ -21,11 +22,13 @@ pub(super) async fn alive() -> Result<Response, Failure> {
     json(StatusCode::OK, &Health { status: "ok" })
 }
 
-/// `GET /readyz`: the process takes new work, or drains, or could not store a new session.
+/// `GET /readyz`: the process takes new work, or drains, could not store a new session, or refuses
+/// what it could not record.
 pub(super) async fn ready(State(state): State<ApiState>) -> Result<Response, Failure> {
     if state.drain.is_draining() {
         return Err(Failure::Draining);
     }
     state.sessions.store_health().map_err(Failure::StoreDown)?;
+    recordable(&state)?;
     json(StatusCode::OK, &Health { status: "ready" })
 }

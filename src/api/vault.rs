@@ -247,7 +247,7 @@ pub(super) async fn delete(
 
 /// Refuses to grant anything that could not be recorded, where the operator wants no gap. A deletion
 /// takes away, and is never refused for it.
-fn recordable(state: &ApiState) -> Result<(), Failure> {
+pub(super) fn recordable(state: &ApiState) -> Result<(), Failure> {
     if state.sessions.audit().is_full() {
         return Err(Failure::AuditFull);
     }

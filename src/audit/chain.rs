@@ -19,6 +19,8 @@ const HEADS: &str = "audit heads";
 const MAC_MEMBER: &[u8] = b",\"mac\":\"";
 const MAC_END: &[u8] = b"\"}";
 const SEQ_MEMBER: &[u8] = b",\"seq\":";
+/// The longest line that is read, in bytes with its end: far beyond any that is written.
+pub(super) const LINE_LIMIT_BYTES: u64 = 1024 * 1024;
 /// The form of the chain.
 pub(super) const VERSION: u8 = 1;
 
@@ -114,8 +116,8 @@ pub(super) fn split(line: &[u8]) -> Option<Split<'_>> {
     let digits = body.iter().rev().take_while(|b| b.is_ascii_digit()).count();
     let (rest, number) = body.split_at_checked(body.len().checked_sub(digits)?)?;
     let seq = std::str::from_utf8(number).ok()?.parse().ok()?;
-    rest.ends_with(SEQ_MEMBER)
-        .then_some(Split { body, seq, mac })
+    // No line follows the greatest number, so that none of ours has it.
+    (rest.ends_with(SEQ_MEMBER) && seq < u64::MAX).then_some(Split { body, seq, mac })
 }
 
 /// Takes the code off the end of a line.
@@ -156,6 +158,8 @@ fn is_zero(number: &u64) -> bool {
 
 impl Begin {
     pub(super) const EVENT: &str = "audit_begin";
+    /// Why a segment begins that continues lines which no head vouches for.
+    pub(super) const HEADLESS: &str = "headless";
 
     pub(super) fn new(keys: &Keys, before: &Position, why: &'static str, torn_bytes: u64) -> Self {
         Self {
@@ -224,6 +228,7 @@ mod tests {
             format!("{{\"a\":1,\"seq\":,\"mac\":\"{code}\"}}"),
             format!("{{\"a\":1,\"seq\":-1,\"mac\":\"{code}\"}}"),
             format!("{{\"a\":1,\"seq\":99999999999999999999,\"mac\":\"{code}\"}}"),
+            format!("{{\"a\":1,\"seq\":{},\"mac\":\"{code}\"}}", u64::MAX),
             format!("{{\"a\":1,\"seq\":1,\"mac\":\"{}\"}}", "G".repeat(64)),
             format!("{{\"a\":1,\"seq\":1,\"mac\":\"{code}\"}} "),
             format!("\"mac\":\"{code}\"}}"),

@@ -4,24 +4,23 @@
 //! length is told. Beside the file lie those that were full, named by their first number, the head
 //! that says how far the chain had come, and a lock: a chain has one writer. Called by the sink.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::Error;
-use crate::audit::chain::{self, Begin, End, Keys, Position};
-use crate::audit::line::Stamp;
-use crate::seal::{KeyId, Keyring};
+use crate::audit::chain::{self, Begin, End, Keys, LINE_LIMIT_BYTES, Position};
+use crate::audit::head::{Head, State, Unread};
+use crate::audit::place::{
+    folder, full_files, full_path, head_path, lock_names, open_own, open_to_append,
+};
+use crate::seal::Keyring;
 
-/// How many digits the first number of a full file has in its name.
-const NAME_DIGITS: usize = 20;
-/// How much of a file's end is read at first to find its last line.
-const TAIL_BYTES: u64 = 64 * 1024;
+/// How much of a file is read at a time to find its last line.
+const PIECE_BYTES: u64 = 64 * 1024;
 
 /// Where the file is, and how much is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,120 +31,6 @@ pub struct FileOptions {
     pub rotate_bytes: u64,
     /// How many full files are kept beside it.
     pub keep: usize,
-}
-
-/// Whether lines may follow the last one that a head names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum State {
-    /// Nothing more was written: the server had ended in order.
-    Closed,
-    /// A server writes, or was killed.
-    Open,
-}
-
-/// Says how far the chain had come when it was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) key: KeyId,
-    pub(super) state: State,
-    /// The number of the oldest line that is kept.
-    pub(super) first: u64,
-    pub(super) last: Position,
-}
-
-#[derive(Serialize)]
-struct WrittenHead {
-    event: &'static str,
-    time: Stamp,
-    key: String,
-    state: State,
-    first: u64,
-    last: u64,
-    last_mac: String,
-}
-
-#[derive(Deserialize)]
-struct ReadHead {
-    key: String,
-    state: State,
-    first: u64,
-    last: u64,
-    last_mac: String,
-}
-
-impl Head {
-    fn write(&self, keys: &Keys) -> io::Result<Vec<u8>> {
-        let mut line = serde_json::to_vec(&WrittenHead {
-            event: "audit_head",
-            time: Stamp(SystemTime::now()),
-            key: self.key.to_string(),
-            state: self.state,
-            first: self.first,
-            last: self.last.seq,
-            last_mac: data_encoding::HEXLOWER.encode(&self.last.mac),
-        })?;
-        line.pop();
-        let mac = keys.head(&line);
-        chain::close(&mut line, &mac);
-        line.push(b'\n');
-        Ok(line)
-    }
-
-    /// Reads a head. Nothing where it is none, or was made under another key.
-    pub(super) fn read(text: &[u8], keyring: &Keyring) -> Option<Self> {
-        let line = text.strip_suffix(b"\n")?;
-        let (body, mac) = chain::split_mac(line)?;
-        let read: ReadHead = serde_json::from_slice(line).ok()?;
-        let key = KeyId::parse(&read.key)?;
-        let keys = Keys::of(keyring, key)?;
-        (keys.head(body) == mac).then_some(Self {
-            key,
-            state: read.state,
-            first: read.first,
-            last: Position {
-                seq: read.last,
-                mac: chain::parse(read.last_mac.as_bytes())?,
-            },
-        })
-    }
-}
-
-/// Returns where the head of a file's chain is.
-pub(super) fn head_path(path: &Path) -> PathBuf {
-    beside(path, ".head")
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut text = path.as_os_str().to_owned();
-    text.push(suffix);
-    text.into()
-}
-
-/// Finds the full files of a chain, the oldest first, with their first numbers.
-pub(super) fn full_files(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut prefix = path.file_name().unwrap_or_default().to_owned();
-    prefix.push(".");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder(path))? {
-        let entry = entry?;
-        if let Some(first) = first_of(&entry.file_name(), &prefix) {
-            found.push((first, entry.path()));
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-fn first_of(name: &OsStr, prefix: &OsString) -> Option<u64> {
-    let digits = name.to_str()?.strip_prefix(prefix.to_str()?)?;
-    let is_number = digits.len() == NAME_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
-    is_number.then(|| digits.parse().ok())?
-}
-
-fn folder(path: &Path) -> &Path {
-    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
-    parent.unwrap_or(Path::new("."))
 }
 
 /// The last line of a file, and what a kill may have left behind it.
@@ -160,44 +45,51 @@ struct Tail {
     torn_bytes: u64,
 }
 
-/// Reads the last line of a file.
+/// Reads the last line of a file. What is behind it may be of any length, and is not kept.
 fn tail(path: &Path, file: &mut File) -> Result<Tail, Error> {
     let unreadable = |source| Error::file(path, source);
     let size = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
-    let mut take = TAIL_BYTES;
-    loop {
-        let from = size.saturating_sub(take);
-        file.seek(SeekFrom::Start(from)).map_err(unreadable)?;
-        let mut end = Vec::new();
-        let mut rest = Read::take(&mut *file, size - from);
-        rest.read_to_end(&mut end).map_err(unreadable)?;
-        let whole = end.iter().rposition(|byte| *byte == b'\n');
-        let lines = whole.and_then(|at| end.get(..at)).unwrap_or_default();
-        let before = lines.iter().rposition(|byte| *byte == b'\n');
-        if from > 0 && before.is_none() {
-            take = take.saturating_mul(2);
-            continue;
-        }
-        let Some(whole) = whole else {
-            return Ok(Tail {
-                torn_bytes: size,
-                ..Tail::default()
-            });
-        };
-        let line = lines.get(before.map_or(0, |at| at + 1)..);
-        let line = line.unwrap_or_default();
-        let split = chain::split(line).ok_or_else(|| Error::Foreign(path.to_owned()))?;
-        let whole_bytes = from + u64::try_from(whole).unwrap_or(u64::MAX) + 1;
+    let Some(end) = last_break(file, size).map_err(unreadable)? else {
         return Ok(Tail {
-            last: Some(Position {
-                seq: split.seq,
-                mac: split.mac,
-            }),
-            is_ended: line.starts_with(format!("{{\"event\":\"{}\"", End::EVENT).as_bytes()),
-            whole_bytes,
-            torn_bytes: size - whole_bytes,
+            torn_bytes: size,
+            ..Tail::default()
         });
+    };
+    let before = last_break(file, end).map_err(unreadable)?;
+    let start = before.map_or(0, |at| at + 1);
+    if end - start >= LINE_LIMIT_BYTES {
+        return Err(Error::Foreign(path.to_owned()));
     }
+    file.seek(SeekFrom::Start(start)).map_err(unreadable)?;
+    let mut line = Vec::new();
+    let mut rest = Read::take(&mut *file, end - start);
+    rest.read_to_end(&mut line).map_err(unreadable)?;
+    let split = chain::split(&line).ok_or_else(|| Error::Foreign(path.to_owned()))?;
+    Ok(Tail {
+        last: Some(Position {
+            seq: split.seq,
+            mac: split.mac,
+        }),
+        is_ended: line.starts_with(format!("{{\"event\":\"{}\"", End::EVENT).as_bytes()),
+        whole_bytes: end + 1,
+        torn_bytes: size - end - 1,
+    })
+}
+
+/// Finds the last line end before a place. Only a piece of the file is in memory at a time.
+fn last_break(file: &mut File, mut end: u64) -> io::Result<Option<u64>> {
+    let mut piece = Vec::new();
+    while end > 0 {
+        let from = end.saturating_sub(PIECE_BYTES);
+        file.seek(SeekFrom::Start(from))?;
+        piece.clear();
+        Read::take(&mut *file, end - from).read_to_end(&mut piece)?;
+        if let Some(at) = memchr::memrchr(b'\n', &piece) {
+            return Ok(Some(from + u64::try_from(at).unwrap_or(u64::MAX)));
+        }
+        end = from;
+    }
+    Ok(None)
 }
 
 /// A chain that is being written.
@@ -208,14 +100,17 @@ pub(super) struct ChainFile {
     position: Position,
     file: File,
     size: u64,
-    /// The number of the first line of the current file, and of the oldest one that is kept.
+    /// The number of the first line of the current file.
     first: u64,
+    /// The number of the oldest line that is kept.
     kept: u64,
+    /// The number from which on files that are not kept may still be there.
+    oldest: u64,
     /// The file was renamed, and the next one is not there yet.
     is_renamed: bool,
     /// The head could not be written the last time.
     is_head_late: bool,
-    _lock: File,
+    lock: File,
 }
 
 impl ChainFile {
@@ -223,52 +118,50 @@ impl ChainFile {
     /// which is not written yet.
     pub(super) fn open(options: FileOptions, keyring: &Keyring) -> Result<(Self, Vec<u8>), Error> {
         let path = options.path.clone();
+        let unusable = |source| Error::file(&path, source);
         let keys = Keys::current(keyring).ok_or(Error::Keys)?;
         fs::create_dir_all(folder(&path)).map_err(|source| Error::file(folder(&path), source))?;
-        let lock = lock(&path)?;
-        let mut file = open(&path).map_err(|source| Error::file(&path, source))?;
-        let meta = file
-            .metadata()
-            .map_err(|source| Error::file(&path, source))?;
-        if !meta.is_file() {
-            return Err(Error::Foreign(path));
-        }
-        file.set_permissions(fs::Permissions::from_mode(0o600))
-            .map_err(|source| Error::file(&path, source))?;
+        let lock = lock_names(&path)?;
+        let mut file = open_to_append(&path).map_err(|source| Error::locking(&path, source))?;
         let full = full_files(&path).map_err(|source| Error::file(folder(&path), source))?;
+        let known = known(&path, keyring)?;
         let here = tail(&path, &mut file)?;
-        file.set_len(here.whole_bytes)
-            .map_err(|source| Error::file(&path, source))?;
-        let mut last = here.last;
-        let mut is_ended = here.is_ended;
+        // It is ours: only now anything is done to it.
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+            .map_err(unusable)?;
+        file.set_len(here.whole_bytes).map_err(unusable)?;
+        let (mut last, mut is_ended) = (here.last, here.is_ended);
         if last.is_none()
-            && let Some((_, path)) = full.last()
+            && let Some((first, path)) = full.last()
         {
-            let mut file = File::open(path).map_err(|source| Error::file(path, source))?;
-            let there = tail(path, &mut file)?;
+            let there = full_tail(path, *first)?;
             (last, is_ended) = (there.last, there.is_ended);
         }
-        let known = head(&path, keyring)?;
         let (position, why) = resume(&path, last, is_ended, known.as_ref());
-        let first = position.seq + 1;
-        let oldest = full.first().map(|(first, _)| *first);
-        let begun = here
-            .last
-            .map(|_| first_number(&path, &mut file))
-            .transpose()?;
-        let first = begun.flatten().unwrap_or(first);
+        // A number that no line of this file can have names no file.
+        let begun = here.last.map(|_| first_number(&path, &mut file));
+        let begun = begun.transpose()?.flatten();
+        let begun = begun.filter(|begun| *begun <= position.seq);
+        let first = begun.unwrap_or(position.seq + 1);
+        let lowest = full.first().map_or(first, |(lowest, _)| first.min(*lowest));
         let mut chain = Self {
             keys,
             position,
             size: here.whole_bytes,
             first,
-            kept: known.map_or_else(|| oldest.unwrap_or(first), |head| head.first),
+            kept: known.as_ref().map_or(lowest, |head| head.first),
+            oldest: known.as_ref().map_or(lowest, |head| head.oldest),
             file,
             options,
             is_renamed: false,
             is_head_late: false,
-            _lock: lock,
+            lock,
         };
+        if last.is_none() && known.is_none() {
+            // A chain without a head is one whose head was taken away: it has one before a line.
+            let first = chain.write_head(State::Open);
+            first.map_err(|source| Error::file(&head_path(&path), source))?;
+        }
         let mut text = Vec::new();
         chain.begin(&mut text, why, here.torn_bytes);
         Ok((chain, text))
@@ -300,6 +193,11 @@ impl ChainFile {
         }
     }
 
+    /// Tells whether these are the keys of the segment.
+    pub(super) fn is_under(&self, keys: &Keys) -> bool {
+        self.keys.id == keys.id
+    }
+
     /// Takes other keys, for the next segment.
     pub(super) fn rekey(&mut self, keys: Keys) {
         self.keys = keys;
@@ -322,35 +220,51 @@ impl ChainFile {
         let path = &self.options.path;
         if !self.is_renamed {
             self.file.sync_data()?;
-            let aside = beside(path, &format!(".{:0NAME_DIGITS$}", self.first));
-            fs::rename(path, aside)?;
+            fs::rename(path, full_path(path, self.first))?;
             self.is_renamed = true;
         }
-        self.file = open(path)?;
+        let next = open_to_append(path)?;
+        unlock(&std::mem::replace(&mut self.file, next));
         self.is_renamed = false;
         self.size = 0;
         self.first = self.position.seq + 1;
         Ok(())
     }
 
-    /// Deletes the oldest files beyond those that are kept.
-    pub(super) fn prune(&mut self) {
-        let pruned = full_files(&self.options.path).and_then(|full| {
-            let extra = full.len().saturating_sub(self.options.keep);
-            for (_, path) in full.iter().take(extra) {
-                fs::remove_file(path)?;
+    /// Decides which full files are kept no longer. The next head says so, and then they go.
+    ///
+    /// Only what the head before has, and what this run put aside, is counted: whatever else has
+    /// such a name was put there by somebody, and must not drive out what is kept.
+    pub(super) fn retire(&mut self) {
+        match full_files(&self.options.path) {
+            Ok(full) => {
+                let own = self.kept..self.first;
+                let full: Vec<_> = full.iter().filter(|(n, _)| own.contains(n)).collect();
+                let extra = full.len().saturating_sub(self.options.keep);
+                if extra > 0 {
+                    self.kept = full.get(extra).map_or(self.first, |(first, _)| *first);
+                }
             }
-            if extra > 0 {
-                self.kept = full.get(extra).map_or(self.first, |(first, _)| *first);
-            }
-            Ok(())
-        });
-        if let Err(error) = pruned {
-            tracing::error!(%error, "old audit files cannot be deleted");
+            Err(error) => tracing::error!(%error, "full audit files cannot be looked for"),
         }
     }
 
-    /// Says beside the file how far the chain has come. All lines until here are written.
+    /// Deletes the files that the head says are not kept. What stays is tried again the next time,
+    /// by the next start as well.
+    fn prune(&mut self) {
+        let pruned = full_files(&self.options.path).and_then(|full| {
+            let gone = self.oldest..self.kept;
+            let mut gone = full.iter().filter(|(first, _)| gone.contains(first));
+            gone.try_for_each(|(_, path)| fs::remove_file(path))
+        });
+        match pruned {
+            Ok(()) => self.oldest = self.kept,
+            Err(error) => tracing::error!(%error, "old audit files cannot be deleted"),
+        }
+    }
+
+    /// Says beside the file how far the chain has come, and deletes what is kept no longer. All lines
+    /// until here are written.
     pub(super) fn note_head(&mut self, state: State) {
         let noted = self.write_head(state);
         if let Err(error) = &noted
@@ -359,6 +273,10 @@ impl ChainFile {
             tracing::error!(%error, "the head of the audit file cannot be written");
         }
         self.is_head_late = noted.is_err();
+        // In this order: a kill in between must not look as if files had been taken away.
+        if noted.is_ok() && self.oldest < self.kept {
+            self.prune();
+        }
     }
 
     fn write_head(&self, state: State) -> io::Result<()> {
@@ -366,24 +284,31 @@ impl ChainFile {
         let head = Head {
             key: self.keys.id,
             state,
+            oldest: self.oldest,
             first: self.kept,
             last: self.position,
         };
-        let path = head_path(&self.options.path);
-        let fresh = beside(&path, ".new");
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&fresh)?;
-        file.write_all(&head.write(&self.keys)?)?;
-        file.sync_data()?;
-        fs::rename(fresh, path)?;
-        File::open(folder(&self.options.path))?.sync_all()
+        head.put(&self.options.path, &self.keys)
     }
 
     /// Tells the log where the chain ends: the one witness that does not lie beside it.
     pub(super) fn tell(&self) {
         let mac = data_encoding::HEXLOWER.encode(&self.position.mac);
         tracing::info!(seq = self.position.seq, mac, "audit file closed");
+    }
+}
+
+impl Drop for ChainFile {
+    fn drop(&mut self) {
+        // A program that is being started has copies of both for a moment.
+        unlock(&self.file);
+        unlock(&self.lock);
+    }
+}
+
+fn unlock(file: &File) {
+    if let Err(error) = file.unlock() {
+        tracing::debug!(%error, "an audit file could not be unlocked");
     }
 }
 
@@ -406,24 +331,42 @@ fn resume(
             );
             (head.last, "cut_off")
         }
+        // And behind what stood there before, so that it fits nothing else.
+        Some(head) if head.last.seq == found.seq && head.last != found => {
+            tracing::error!(
+                file = %path.display(),
+                last = found.seq,
+                "the audit file does not end in the line that its head names"
+            );
+            (head.last, "cut_off")
+        }
         None if last.is_some() => {
             tracing::error!(file = %path.display(), "the head of the audit file is missing");
-            (found, "headless")
+            (found, Begin::HEADLESS)
         }
-        None => (found, "new"),
-        Some(_) if is_ended => (found, "started"),
-        Some(_) => (found, "crashed"),
+        _ if last.is_none() => (found, "new"),
+        _ if is_ended => (found, "started"),
+        _ => (found, "crashed"),
     }
 }
 
-/// Reads the head of a chain; nothing where there is none that these keys have made.
-fn head(path: &Path, keyring: &Keyring) -> Result<Option<Head>, Error> {
-    let head = head_path(path);
-    match fs::read(&head) {
-        Ok(text) => Ok(Head::read(&text, keyring)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::file(&head, source)),
+/// Reads the head of a chain; nothing where there is none.
+fn known(path: &Path, keyring: &Keyring) -> Result<Option<Head>, Error> {
+    Head::find(path, keyring).map_err(|unread| match unread {
+        Unread::Invalid => Error::Head(head_path(path)),
+        Unread::Io(source) => Error::file(&head_path(path), source),
+    })
+}
+
+/// Reads the last line of the newest full file: it has one, and its name is that of its first.
+fn full_tail(path: &Path, first: u64) -> Result<Tail, Error> {
+    let mut file = open_own(path).map_err(|source| Error::file(path, source))?;
+    let there = tail(path, &mut file)?;
+    let begun = first_number(path, &mut file)?;
+    if there.last.is_none() || begun != Some(first) {
+        return Err(Error::Foreign(path.to_owned()));
     }
+    Ok(there)
 }
 
 /// Reads the number of the first line of a file.
@@ -431,29 +374,8 @@ fn first_number(path: &Path, file: &mut File) -> Result<Option<u64>, Error> {
     let unreadable = |source| Error::file(path, source);
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     let mut start = Vec::new();
-    let mut rest = Read::take(&mut *file, TAIL_BYTES);
+    let mut rest = Read::take(&mut *file, LINE_LIMIT_BYTES);
     rest.read_to_end(&mut start).map_err(unreadable)?;
     let line = start.split(|byte| *byte == b'\n').next();
     Ok(line.and_then(chain::split).map(|split| split.seq))
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o600);
-    options.open(path)
-}
-
-/// Keeps other writers away for as long as the file is open.
-fn lock(path: &Path) -> Result<File, Error> {
-    let path = beside(path, ".lock");
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(false).mode(0o600);
-    let file = options
-        .open(&path)
-        .map_err(|source| Error::file(&path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse(path)),
-        Err(TryLockError::Error(source)) => Err(Error::file(&path, source)),
-    }
 }

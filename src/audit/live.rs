@@ -5,22 +5,26 @@
 //! how many. Called by the sink's thread and by the management API.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::id::SessionId;
+use crate::id::{SessionId, TenantId};
 
 /// How many readers one session has at most.
 pub const READERS_PER_SESSION: usize = 8;
+/// How many readers the sessions of one tenant have at most.
+pub const READERS_PER_TENANT: usize = 256;
 /// How many readers there are at most.
 pub const READERS: usize = 1024;
 /// How many records wait for one reader.
 pub const WAITING_RECORDS: usize = 256;
+/// How many bytes of records wait for one reader; a single record may be longer.
+pub const WAITING_BYTES: usize = 128 * 1024;
 
-/// Says that a session, or the process, has as many readers as it may.
+/// Says that a session, its tenant or the process has as many readers as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("as many read along as may")]
 pub struct TooManyReaders;
@@ -38,32 +42,81 @@ pub enum Told {
 /// All readers.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    readers: Mutex<HashMap<SessionId, Vec<Reader>>>,
+    readers: Mutex<Readers>,
+    /// How many there are, those included that were ended and still hold what waits for them.
     count: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Readers {
+    sessions: HashMap<SessionId, Vec<Reader>>,
+    /// How many each tenant has, counted like all of them.
+    tenants: HashMap<TenantId, usize>,
 }
 
 #[derive(Debug)]
 struct Reader {
     sender: Sender<Told>,
+    shared: Arc<Shared>,
+}
+
+/// What both ends of a stream know.
+#[derive(Debug, Default)]
+struct Shared {
     /// What found no room since the reader was told the last time.
-    lost: Arc<AtomicU64>,
+    lost: AtomicU64,
+    /// The bytes of the records that wait.
+    waiting: AtomicUsize,
+    /// The record that says how the session ended was told, or lost.
+    is_over: AtomicBool,
+}
+
+impl Shared {
+    /// Makes room for a record of this length; false where there is none.
+    fn reserve(&self, bytes: usize) -> bool {
+        let before = self.waiting.fetch_add(bytes, Ordering::AcqRel);
+        let has_room = before == 0 || before.saturating_add(bytes) <= WAITING_BYTES;
+        if !has_room {
+            self.waiting.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        has_room
+    }
+}
+
+impl Told {
+    /// Returns how many bytes wait with it.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Gap(_) => 0,
+            Self::Record(line) => line.len(),
+        }
+    }
 }
 
 impl Reader {
     fn tell(&self, told: Told) {
-        let lost = self.lost.swap(0, Ordering::AcqRel);
-        if lost > 0 && self.sender.try_send(Told::Gap(Some(lost))).is_err() {
-            self.lost.fetch_add(lost + 1, Ordering::AcqRel);
+        let (shared, bytes) = (&self.shared, told.bytes());
+        if !shared.reserve(bytes) {
+            shared.lost.fetch_add(1, Ordering::AcqRel);
             return;
         }
-        if let Err(TrySendError::Full(_)) = self.sender.try_send(told) {
-            self.lost.fetch_add(1, Ordering::AcqRel);
+        let lost = shared.lost.swap(0, Ordering::AcqRel);
+        if lost > 0 && self.sender.try_send(Told::Gap(Some(lost))).is_err() {
+            shared.lost.fetch_add(lost + 1, Ordering::AcqRel);
+            shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
+            return;
+        }
+        if let Err(error) = self.sender.try_send(told) {
+            shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
+            if let TrySendError::Full(_) = error {
+                shared.lost.fetch_add(1, Ordering::AcqRel);
+            }
         }
     }
 }
 
 impl Live {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Reader>>> {
+    fn lock(&self) -> MutexGuard<'_, Readers> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,63 +132,78 @@ impl Live {
 
     pub(super) fn subscribe(
         self: &Arc<Self>,
+        tenant: &TenantId,
         session: &SessionId,
     ) -> Result<Subscription, TooManyReaders> {
         let mut readers = self.lock();
-        let own = readers.get(session).map_or(0, Vec::len);
-        if own >= READERS_PER_SESSION || self.len() >= READERS {
+        let own = readers.sessions.get(session).map_or(0, Vec::len);
+        let of_tenant = readers.tenants.get(tenant).copied().unwrap_or_default();
+        if own >= READERS_PER_SESSION || of_tenant >= READERS_PER_TENANT || self.len() >= READERS {
             return Err(TooManyReaders);
         }
         let (sender, receiver) = channel(WAITING_RECORDS);
-        let lost = Arc::<AtomicU64>::default();
-        readers.entry(session.clone()).or_default().push(Reader {
+        let shared = Arc::<Shared>::default();
+        let reader = Reader {
             sender,
-            lost: Arc::clone(&lost),
-        });
+            shared: Arc::clone(&shared),
+        };
+        let own = readers.sessions.entry(session.clone()).or_default();
+        own.push(reader);
+        *readers.tenants.entry(tenant.clone()).or_default() += 1;
         self.count.fetch_add(1, Ordering::AcqRel);
         Ok(Subscription {
             live: Arc::clone(self),
+            tenant: tenant.clone(),
             session: session.clone(),
             receiver,
-            lost,
+            shared,
         })
     }
 
-    /// Hands a record to whoever reads its session; after the `last` one nothing more comes.
-    pub(super) fn send(&self, session: &SessionId, line: &[u8], last: bool) {
-        let mut readers = self.lock();
-        let Some(own) = readers.get(session) else {
+    /// Hands a record to whoever reads its session; `is_over` says that it tells how that ended.
+    /// Records of what was cut then may still come after it.
+    pub(super) fn send(&self, session: &SessionId, line: &[u8], is_over: bool) {
+        let readers = self.lock();
+        let Some(own) = readers.sessions.get(session) else {
             return;
         };
         let line: Arc<[u8]> = line.into();
         for reader in own {
             reader.tell(Told::Record(Arc::clone(&line)));
+            if is_over {
+                reader.shared.is_over.store(true, Ordering::Release);
+            }
         }
-        if last {
-            let ended = readers.remove(session).map_or(0, |own| own.len());
-            self.count.fetch_sub(ended, Ordering::AcqRel);
-        }
+    }
+
+    /// Ends the streams of a session: what waits is still told, and nothing after it.
+    pub(super) fn end(&self, session: &SessionId) {
+        self.lock().sessions.remove(session);
     }
 
     /// Tells everybody that records were lost before it was known whose they are.
     pub(super) fn gap(&self) {
-        for reader in self.lock().values().flatten() {
+        for reader in self.lock().sessions.values().flatten() {
             reader.tell(Told::Gap(None));
         }
     }
 
-    /// Forgets the readers of a session that have gone.
-    fn forget_gone(&self, session: &SessionId) {
+    /// Forgets a reader that has gone.
+    fn forget(&self, tenant: &TenantId, session: &SessionId) {
         let mut readers = self.lock();
-        let Some(own) = readers.get_mut(session) else {
-            return;
-        };
-        let before = own.len();
-        own.retain(|reader| !reader.sender.is_closed());
-        self.count.fetch_sub(before - own.len(), Ordering::AcqRel);
-        if own.is_empty() {
-            readers.remove(session);
+        if let Some(own) = readers.sessions.get_mut(session) {
+            own.retain(|reader| !reader.sender.is_closed());
+            if own.is_empty() {
+                readers.sessions.remove(session);
+            }
         }
+        if let Some(count) = readers.tenants.get_mut(tenant) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                readers.tenants.remove(tenant);
+            }
+        }
+        self.count.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -143,35 +211,50 @@ impl Live {
 #[derive(Debug)]
 pub struct Subscription {
     live: Arc<Live>,
+    tenant: TenantId,
     session: SessionId,
     receiver: Receiver<Told>,
-    lost: Arc<AtomicU64>,
+    shared: Arc<Shared>,
 }
 
 impl Subscription {
-    /// Waits for what comes next; nothing after the session's last record.
+    /// Waits for what comes next; nothing once the streams of the session were ended.
     pub async fn next(&mut self) -> Option<Told> {
         match self.receiver.try_recv() {
-            Ok(told) => return Some(told),
+            Ok(told) => return Some(self.taken(told)),
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
         }
         // All that stood before the gap was told.
-        let lost = self.lost.swap(0, Ordering::AcqRel);
+        let lost = self.shared.lost.swap(0, Ordering::AcqRel);
         if lost > 0 {
             return Some(Told::Gap(Some(lost)));
         }
-        let told = self.receiver.recv().await;
-        told.or_else(|| match self.lost.swap(0, Ordering::AcqRel) {
-            0 => None,
-            lost => Some(Told::Gap(Some(lost))),
-        })
+        match self.receiver.recv().await {
+            Some(told) => Some(self.taken(told)),
+            None => match self.shared.lost.swap(0, Ordering::AcqRel) {
+                0 => None,
+                lost => Some(Told::Gap(Some(lost))),
+            },
+        }
+    }
+
+    /// Tells whether the record was written that says how the session ended.
+    pub fn is_over(&self) -> bool {
+        self.shared.is_over.load(Ordering::Acquire)
+    }
+
+    fn taken(&self, told: Told) -> Told {
+        self.shared
+            .waiting
+            .fetch_sub(told.bytes(), Ordering::AcqRel);
+        told
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.receiver.close();
-        self.live.forget_gone(&self.session);
+        self.live.forget(&self.tenant, &self.session);
     }
 }
 
@@ -183,21 +266,35 @@ mod tests {
         Told::Record(number.to_string().as_bytes().into())
     }
 
+    fn tenant() -> TenantId {
+        TenantId::new("acme")
+    }
+
     #[tokio::test]
     async fn a_reader_gets_its_own_session_in_order() {
         let live = Arc::new(Live::default());
         let (own, other) = (SessionId::generate(), SessionId::generate());
-        let mut reader = live.subscribe(&own).unwrap();
+        let mut reader = live.subscribe(&tenant(), &own).unwrap();
         for number in 0..3 {
             live.send(&own, number.to_string().as_bytes(), false);
-            live.send(&other, b"other", false);
+            live.send(&other, b"other", true);
         }
         for number in 0..3 {
             assert_eq!(reader.next().await, Some(record(number)));
         }
-        live.send(&own, b"3", true);
-        assert_eq!(reader.next().await, Some(record(3)));
-        assert_eq!(reader.next().await, None, "the last record ends it");
+        live.send(&own, b"3", false);
+        assert!(!reader.is_over());
+        live.send(&own, b"4", true);
+        assert!(reader.is_over(), "before it was read");
+        // What was cut tells of itself after that.
+        live.send(&own, b"5", false);
+        live.end(&own);
+        live.send(&own, b"6", false);
+        for number in 3..6 {
+            assert_eq!(reader.next().await, Some(record(number)));
+        }
+        assert_eq!(reader.next().await, None);
+        drop(reader);
         assert!(!live.is_any());
     }
 
@@ -205,7 +302,7 @@ mod tests {
     async fn a_slow_reader_is_told_where_and_how_much_it_lost() {
         let live = Arc::new(Live::default());
         let own = SessionId::generate();
-        let mut reader = live.subscribe(&own).unwrap();
+        let mut reader = live.subscribe(&tenant(), &own).unwrap();
         for number in 0..WAITING_RECORDS + 5 {
             live.send(&own, number.to_string().as_bytes(), false);
         }
@@ -225,35 +322,77 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn so_many_bytes_wait_for_a_reader_and_no_more() {
+        let live = Arc::new(Live::default());
+        let own = SessionId::generate();
+        let mut reader = live.subscribe(&tenant(), &own).unwrap();
+        let line = vec![b'x'; WAITING_BYTES / 8];
+        let long = Told::Record(line.as_slice().into());
+        for _ in 0..2 {
+            for _ in 0..11 {
+                live.send(&own, &line, false);
+            }
+            for _ in 0..8 {
+                assert_eq!(reader.next().await.as_ref(), Some(&long));
+            }
+            assert_eq!(reader.next().await, Some(Told::Gap(Some(3))));
+        }
+        // One that is longer than all may be is told on its own.
+        let longer = vec![b'x'; WAITING_BYTES + 1];
+        live.send(&own, &longer, false);
+        live.send(&own, b"x", false);
+        let told = reader.next().await;
+        assert_eq!(told, Some(Told::Record(longer.into())));
+        assert_eq!(reader.next().await, Some(Told::Gap(Some(1))));
+    }
+
+    #[tokio::test]
     async fn readers_are_counted_and_come_back() {
         let live = Arc::new(Live::default());
         let own = SessionId::generate();
         let mut all: Vec<_> = (0..READERS_PER_SESSION)
-            .map(|_| live.subscribe(&own).unwrap())
+            .map(|_| live.subscribe(&tenant(), &own).unwrap())
             .collect();
-        assert!(live.subscribe(&own).is_err());
-        assert!(live.subscribe(&SessionId::generate()).is_ok());
+        assert!(live.subscribe(&tenant(), &own).is_err());
+        assert!(live.subscribe(&tenant(), &SessionId::generate()).is_ok());
         all.pop();
         assert_eq!(live.len(), READERS_PER_SESSION - 1);
-        let again = live.subscribe(&own).unwrap();
+        let again = live.subscribe(&tenant(), &own).unwrap();
         drop((all, again));
         assert!(!live.is_any());
-        let all: Vec<_> = (0..READERS)
-            .map(|_| live.subscribe(&SessionId::generate()).unwrap())
+        let tenants = (0..READERS).map(|n| TenantId::new(&format!("t{}", n / READERS_PER_TENANT)));
+        let all: Vec<_> = tenants
+            .map(|tenant| live.subscribe(&tenant, &SessionId::generate()).unwrap())
             .collect();
-        assert!(live.subscribe(&own).is_err());
+        assert!(live.subscribe(&tenant(), &own).is_err());
         drop(all);
-        assert!(live.subscribe(&own).is_ok());
+        assert!(live.subscribe(&tenant(), &own).is_ok());
     }
 
     #[tokio::test]
-    async fn readers_that_were_ended_are_not_counted_twice() {
+    async fn one_tenant_takes_no_other_s_places() {
+        let live = Arc::new(Live::default());
+        let mut all: Vec<_> = (0..READERS_PER_TENANT)
+            .map(|_| live.subscribe(&tenant(), &SessionId::generate()).unwrap())
+            .collect();
+        let own = SessionId::generate();
+        assert!(live.subscribe(&tenant(), &own).is_err());
+        let other = TenantId::new("other");
+        assert!(live.subscribe(&other, &SessionId::generate()).is_ok());
+        all.pop();
+        assert!(live.subscribe(&tenant(), &own).is_ok());
+    }
+
+    #[tokio::test]
+    async fn readers_that_were_ended_are_counted_until_they_go() {
         let live = Arc::new(Live::default());
         let own = SessionId::generate();
-        let reader = live.subscribe(&own).unwrap();
+        let reader = live.subscribe(&tenant(), &own).unwrap();
         live.send(&own, b"last", true);
-        assert_eq!(live.len(), 0);
+        live.end(&own);
+        assert_eq!(live.len(), 1, "what waits for it takes room");
         drop(reader);
         assert_eq!(live.len(), 0);
+        assert!(live.lock().tenants.is_empty() && live.lock().sessions.is_empty());
     }
 }

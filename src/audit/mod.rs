@@ -8,8 +8,10 @@
 
 mod chain;
 mod file;
+mod head;
 mod line;
 mod live;
+mod place;
 mod queue;
 mod sink;
 mod tally;
@@ -26,7 +28,10 @@ use crate::host::HostPort;
 use crate::id::{SessionId, TenantId};
 
 pub use file::FileOptions;
-pub use live::{READERS, READERS_PER_SESSION, Subscription, Told, TooManyReaders, WAITING_RECORDS};
+pub use live::{
+    READERS, READERS_PER_SESSION, READERS_PER_TENANT, Subscription, Told, TooManyReaders,
+    WAITING_BYTES, WAITING_RECORDS,
+};
 pub use sink::{Sink, Stats};
 pub use tally::{OTHER_NAMES, SECRET_NAMES, Swaps as SwapTally, Tally};
 pub use verify::{Fault, Report, Wrong, verify, verify_files};
@@ -46,6 +51,13 @@ pub enum Error {
     /// Its last line is none of ours: another file, or one that was changed.
     #[error("{path} does not end in a line of an audit file: put it aside", path = .0.display())]
     Foreign(PathBuf),
+    /// Its head was changed, or the key that it was made under is gone.
+    #[error(
+        "{path} was changed, or made under a key that is not in the keyring: put that key back, or \
+         put all of these audit files aside and keep them",
+        path = .0.display()
+    )]
+    Head(PathBuf),
     /// Another process writes to it.
     #[error("{path} is locked: another process writes this audit file", path = .0.display())]
     InUse(PathBuf),
@@ -59,6 +71,13 @@ impl Error {
         Self::File {
             path: path.to_owned(),
             source,
+        }
+    }
+
+    fn locking(path: &Path, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::WouldBlock => Self::InUse(path.to_owned()),
+            _ => Self::file(path, source),
         }
     }
 }
@@ -135,10 +154,14 @@ pub struct Record {
 impl Record {
     /// Begins a record, and its clock. Until a decision is set it says that the thing was aborted.
     pub fn begin(sink: &Sink, kind: Kind) -> Self {
-        Self {
+        let mut record = Self {
             sink: sink.clone(),
             data: (!sink.is_discarding()).then(|| Box::new(Data::new(kind))),
-        }
+        };
+        // A change of a session was asked whether there is room before it came here.
+        let is_admitted = kind == Kind::Session && !sink.is_full();
+        record.set(|data| data.is_admitted = is_admitted);
+        record
     }
 
     /// Makes sure of a place for the record, before anything is done that it has to tell of.
@@ -376,7 +399,12 @@ impl Swaps {
 }
 
 impl Data {
-    /// Tells whether it is the last one of its session.
+    /// Tells whether it is about a session that is not any more what it was.
+    fn is_change(&self) -> bool {
+        self.kind == Kind::Session && self.decision == Decision::Allowed
+    }
+
+    /// Tells whether it says how its session ended.
     fn is_last(&self) -> bool {
         let ended = matches!(self.action, Some("deleted" | "ended" | "expired"));
         ended && self.decision == Decision::Allowed

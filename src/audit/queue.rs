@@ -13,6 +13,7 @@ use crate::audit::Data;
 use crate::audit::chain::Keys;
 use crate::audit::live::Live;
 use crate::audit::tally::Tally;
+use crate::id::SessionId;
 use crate::policy::Catalogue;
 
 /// The number of records that wait for the writer at most.
@@ -31,6 +32,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 pub(super) enum Entry {
     /// Ends the chain in order.
     Close,
+    /// Ends the streams of a session's records, after those that were handed over before.
+    EndReaders(SessionId),
     /// Goes on under other keys.
     Keys(Box<Keys>),
     Event(Box<Value>),
@@ -104,8 +107,10 @@ impl Queue {
         let state = &mut *guard;
         state.tally.count(&data, state.catalogue.as_deref());
         if state.records >= QUEUE_LIMIT {
-            // What was let in while there was room is bounded by what was in flight then.
-            if !(data.is_admitted && self.refuses.load(Ordering::Relaxed)) {
+            // What was let in while there was room is bounded by what was in flight then, and what
+            // a session became by the number of sessions.
+            let is_kept = data.is_admitted || data.is_change();
+            if !(is_kept && self.refuses.load(Ordering::Relaxed)) {
                 state.lost += 1;
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 return;
@@ -139,15 +144,17 @@ impl Queue {
         }
     }
 
-    pub(super) fn flush(&self) {
+    /// Waits until all is written that was handed over before. Tells whether it is.
+    pub(super) fn flush(&self) -> bool {
         let mut state = self.lock();
         let goal = state.accepted;
         state.hurry = true;
         self.wake.notify_one();
-        drop(
-            self.written
-                .wait_timeout_while(state, FLUSH_LIMIT, |state| state.written < goal),
-        );
+        let waited = self
+            .written
+            .wait_timeout_while(state, FLUSH_LIMIT, |state| state.written < goal);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.written >= goal
     }
 
     /// Waits for entries and takes them all, with the number of records lost since the last time.

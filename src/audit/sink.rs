@@ -17,12 +17,13 @@ use serde_json::Value;
 use super::Error;
 use crate::audit::Data;
 use crate::audit::chain::Keys;
-use crate::audit::file::{ChainFile, FileOptions, State as HeadState};
+use crate::audit::file::{ChainFile, FileOptions};
+use crate::audit::head::State as HeadState;
 use crate::audit::live::{Live, Subscription, TooManyReaders};
 use crate::audit::queue::{Entry, QUEUE_LIMIT, Queue};
 use crate::audit::tally::Tally;
 use crate::audit::writer::{Output, Writer, run};
-use crate::id::SessionId;
+use crate::id::{SessionId, TenantId};
 use crate::policy::Catalogue;
 use crate::seal::Keyring;
 
@@ -105,16 +106,18 @@ impl Sink {
     /// It blocks the thread: not for use inside of a busy runtime.
     pub fn flush(&self) {
         if let Some(handle) = &self.0 {
-            handle.0.flush();
+            let _is_written = handle.0.flush();
         }
     }
 
     /// Ends the chain of a file in order, and waits for that as [`Sink::flush`] does. Whatever comes
-    /// later begins it anew. A stream is flushed.
+    /// later begins it anew. A stream is flushed. What is not written by then is told to the log.
     pub fn close(&self) {
         if let Some(handle) = &self.0 {
             handle.0.push_order(Entry::Close);
-            handle.0.flush();
+            if !handle.0.flush() {
+                tracing::error!("the audit sink takes nothing: the last records are lost");
+            }
         }
     }
 
@@ -132,15 +135,26 @@ impl Sink {
         })
     }
 
-    /// Reads along with one session from now on.
+    /// Reads along with one session of a tenant from now on.
     ///
     /// # Errors
     /// [`TooManyReaders`].
-    pub fn subscribe(&self, session: &SessionId) -> Result<Subscription, TooManyReaders> {
+    pub fn subscribe(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+    ) -> Result<Subscription, TooManyReaders> {
         match &self.0 {
-            Some(handle) => handle.0.live.subscribe(session),
+            Some(handle) => handle.0.live.subscribe(tenant, session),
             // Nothing is written, so that nothing will come.
-            None => Arc::<Live>::default().subscribe(session),
+            None => Arc::<Live>::default().subscribe(tenant, session),
+        }
+    }
+
+    /// Ends the streams of a session's records, once all that was handed over before is told.
+    pub fn end_readers(&self, session: &SessionId) {
+        if let Some(handle) = &self.0 {
+            handle.0.push_order(Entry::EndReaders(session.clone()));
         }
     }
 
@@ -266,7 +280,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::audit::{Kind, Record};
+    use crate::audit::{Decision, Kind, Record};
 
     /// Far beyond what any test here needs; reached only by a failing one.
     const FAR: Duration = Duration::from_mins(1);
@@ -387,6 +401,37 @@ mod tests {
         assert_eq!(tunnels.count(), 3);
         assert!(!sink.is_full(), "there is room again");
         assert!(Record::begin(&sink, Kind::Exchange).admit().is_ok());
+    }
+
+    #[test]
+    fn what_a_session_became_is_never_lost_where_nothing_may_be() {
+        let (captured, inside, opener) = gated();
+        let sink = captured.sink.clone().refusing_when_full();
+        let change = |action| {
+            let mut record = Record::begin(&sink, Kind::Session);
+            record.action(action);
+            record
+        };
+        let done = |mut record: Record| record.decision(Decision::Allowed, "ok");
+        emit(&sink, 1);
+        inside.recv_timeout(FAR).unwrap();
+        // Begun while there was room: kept, however it ends.
+        let early = change("created");
+        emit(&sink, QUEUE_LIMIT);
+        assert!(sink.is_full());
+        drop(early);
+        for action in ["deleted", "expired", "ended"] {
+            done(change(action));
+        }
+        assert_eq!(sink.stats().lost, 0);
+        // What was asked for and not done has no bound.
+        drop(change("deleted"));
+        assert_eq!(sink.stats().lost, 1);
+        drop(opener);
+        let lines = captured.lines();
+        let actions = lines.iter().filter_map(|line| line["action"].as_str());
+        let expected = ["created", "deleted", "expired", "ended"];
+        assert_eq!(actions.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -3,19 +3,17 @@
 //! Nothing is written and nothing is mended. What is wrong is told by file and line, never with the
 //! line itself. A server may write while this reads. Called by `audit verify`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::audit::chain::{self, Begin, End, Keys, NOTHING, Position, Split};
-use crate::audit::file::{self, Head, State};
+use crate::audit::chain::{self, Begin, End, Keys, LINE_LIMIT_BYTES, NOTHING, Position, Split};
+use crate::audit::head::{Head, State};
+use crate::audit::place::{full_files, open_own, open_to_read};
 use crate::seal::{KeyId, Keyring};
-
-/// The longest line that is read, in bytes: far beyond any that is written.
-const LINE_LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// What was found in a chain that is whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +34,6 @@ pub struct Report {
     pub torn_bytes: u64,
     /// The starts that found a chain which no server had ended.
     pub crashes: u64,
-    /// The starts that found no head.
-    pub headless: u64,
     /// The records that gap lines say were lost.
     pub lost: u64,
 }
@@ -51,12 +47,20 @@ pub enum Wrong {
     /// Lines that a head or a full file says were there are missing at the end.
     #[error("lines {0} to {1} were cut off")]
     CutOff(u64, u64),
+    /// A full file has no line at all.
+    #[error("a file that was full is empty")]
+    Empty,
     /// A file ends in half a line, and others follow it.
     #[error("the file ends in half a line")]
     HalfLine,
     /// The head is missing, or was changed, or made under a key that is not in the keyring.
     #[error("the head is missing or was changed: nobody can say whether lines were cut off")]
     Head,
+    /// A start found lines and no head: what stood behind them may have been cut off.
+    #[error(
+        "the server found no head at this start: nobody can say whether lines before were cut off"
+    )]
+    Headless,
     /// It is no line of an audit file.
     #[error("this is no line of an audit file")]
     NoLine,
@@ -117,19 +121,25 @@ pub fn verify(path: &Path, keyring: &Keyring) -> Result<Report, Fault> {
 fn verify_once(path: &Path, keyring: &Keyring) -> Result<Report, Fault> {
     let unreadable = |source| Fault::Unreadable(path.to_owned(), source);
     // The head first: lines that are written meanwhile come after it.
-    let head = fs::read(file::head_path(path)).ok();
-    let head = head.and_then(|text| Head::read(&text, keyring));
-    let current = File::open(path).map_err(unreadable)?;
+    let head = Head::find(path, keyring).ok().flatten();
+    let current = open_to_read(path).map_err(unreadable)?;
     let inode = current.metadata().map_err(unreadable)?.ino();
     let mut walk = Walk::new(keyring, head.as_ref().map(|head| head.last.seq));
-    for (_, full) in file::full_files(path).map_err(unreadable)? {
-        let opened = File::open(&full).map_err(|source| Fault::Unreadable(full.clone(), source))?;
+    for (first, full) in full_files(path).map_err(unreadable)? {
+        if head.as_ref().is_some_and(|head| first < head.first) {
+            // It is being deleted, or would have been but for a kill.
+            continue;
+        }
+        let opened = open_own(&full).map_err(|source| Fault::Unreadable(full.clone(), source))?;
         let meta = opened.metadata();
         if meta.is_ok_and(|meta| meta.ino() == inode) {
             // It was put aside while this looked.
             continue;
         }
-        walk.file(&full, opened)?;
+        if walk.file(&full, opened)? == 0 {
+            let wrong = Wrong::Empty;
+            return Err(Fault::Chain { path: full, wrong });
+        }
     }
     walk.file(path, current)?;
     let wrong = |wrong| Fault::Chain {
@@ -137,7 +147,8 @@ fn verify_once(path: &Path, keyring: &Keyring) -> Result<Report, Fault> {
         wrong,
     };
     let head = head.ok_or_else(|| wrong(Wrong::Head))?;
-    walk.against(&head).map_err(wrong)
+    walk.against(&head).map_err(wrong)?;
+    walk.end()
 }
 
 /// Verifies files on their own, in the order of their numbers, and that each continues the one
@@ -149,7 +160,7 @@ pub fn verify_files(paths: &[PathBuf], keyring: &Keyring) -> Result<Report, Faul
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
         let unreadable = |source| Fault::Unreadable(path.clone(), source);
-        let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
+        let mut reader = BufReader::new(open_to_read(path).map_err(unreadable)?);
         let mut line = Vec::new();
         io::Read::take(&mut reader, LINE_LIMIT_BYTES)
             .read_until(b'\n', &mut line)
@@ -160,10 +171,11 @@ pub fn verify_files(paths: &[PathBuf], keyring: &Keyring) -> Result<Report, Faul
     files.sort();
     let mut walk = Walk::new(keyring, None);
     for (_, path) in files {
-        let opened = File::open(path).map_err(|source| Fault::Unreadable(path.clone(), source))?;
+        let opened =
+            open_to_read(path).map_err(|source| Fault::Unreadable(path.clone(), source))?;
         walk.file(path, opened)?;
     }
-    Ok(walk.report)
+    walk.end()
 }
 
 /// What is read of the lines that tell of the chain itself.
@@ -188,6 +200,8 @@ struct Walk<'a> {
     /// The line that the head names, once it was passed.
     named: Option<u64>,
     passed: Option<Position>,
+    /// The first line that a start made which found no head.
+    headless: Option<Fault>,
     report: Report,
 }
 
@@ -198,20 +212,24 @@ impl<'a> Walk<'a> {
             keys: None,
             last: None,
             named,
-            passed: None,
+            // The first head of all names what is before the first line.
+            passed: (named == Some(0)).then_some(Position::START),
+            headless: None,
             report: Report::default(),
         }
     }
 
-    fn file(&mut self, path: &Path, file: File) -> Result<(), Fault> {
+    /// Walks along one file. Returns how many whole lines it has.
+    fn file(&mut self, path: &Path, file: File) -> Result<u64, Fault> {
         let mut reader = BufReader::new(file);
         let mut text = Vec::new();
-        let mut number = 0;
+        let mut whole = 0;
         let fault = |line, wrong| Fault::Line {
             path: path.to_owned(),
             line,
             wrong,
         };
+        let unreadable = |source| Fault::Unreadable(path.to_owned(), source);
         if self.report.torn_bytes > 0 {
             return Err(fault(1, Wrong::HalfLine));
         }
@@ -221,18 +239,30 @@ impl<'a> Walk<'a> {
         loop {
             text.clear();
             let mut limited = io::Read::take(&mut reader, LINE_LIMIT_BYTES);
-            let read = limited.read_until(b'\n', &mut text);
-            read.map_err(|source| Fault::Unreadable(path.to_owned(), source))?;
-            number += 1;
+            limited.read_until(b'\n', &mut text).map_err(unreadable)?;
             let Some(line) = text.strip_suffix(b"\n") else {
-                self.report.torn_bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
-                return Ok(());
+                let mut torn = u64::try_from(text.len()).unwrap_or(u64::MAX);
+                if torn == LINE_LIMIT_BYTES {
+                    // Only what no line end follows is half a line, however long.
+                    let (more, has_end) = skip_line(&mut reader).map_err(unreadable)?;
+                    if has_end {
+                        return Err(fault(whole + 1, Wrong::NoLine));
+                    }
+                    torn = torn.saturating_add(more);
+                }
+                self.report.torn_bytes = torn;
+                return Ok(whole);
             };
-            self.line(line).map_err(|wrong| fault(number, wrong))?;
+            whole += 1;
+            let is_headless = self.line(line).map_err(|wrong| fault(whole, wrong))?;
+            if is_headless && self.headless.is_none() {
+                self.headless = Some(fault(whole, Wrong::Headless));
+            }
         }
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), Wrong> {
+    /// Takes one line. Tells whether a start made it that found lines and no head.
+    fn line(&mut self, line: &[u8]) -> Result<bool, Wrong> {
         let split = chain::split(line).ok_or(Wrong::NoLine)?;
         // Only lines of the chain itself are looked into.
         let begins = is_event(line, Begin::EVENT);
@@ -256,9 +286,7 @@ impl<'a> Walk<'a> {
         if keys.line(&before, split.body) != split.mac {
             return Err(Wrong::Changed);
         }
-        if let Some(member) = member {
-            self.count(&member);
-        }
+        let is_headless = member.as_ref().is_some_and(|member| self.count(member));
         let position = Position {
             seq: split.seq,
             mac: split.mac,
@@ -272,7 +300,7 @@ impl<'a> Walk<'a> {
         self.last = Some(position);
         self.report.last = split.seq;
         self.report.lines += 1;
-        Ok(())
+        Ok(is_headless)
     }
 
     /// Takes the keys of a segment that begins, and returns the code that it continues.
@@ -288,21 +316,23 @@ impl<'a> Walk<'a> {
         Ok(before)
     }
 
-    /// Takes note of what a line says that was verified.
-    fn count(&mut self, member: &Member) {
+    /// Takes note of what a line says that was verified. Tells whether it is of a start that found
+    /// lines and no head.
+    fn count(&mut self, member: &Member) -> bool {
         match member.event.as_str() {
             Begin::EVENT => {
                 self.report.crashes += u64::from(member.why == "crashed");
-                self.report.headless += u64::from(member.why == "headless");
+                return member.why == Begin::HEADLESS;
             }
             // The next line begins a segment, or nothing follows.
             End::EVENT => self.keys = None,
             _ => self.report.lost = self.report.lost.saturating_add(member.lost),
         }
+        false
     }
 
     /// Compares what was walked with what the head says.
-    fn against(mut self, head: &Head) -> Result<Report, Wrong> {
+    fn against(&mut self, head: &Head) -> Result<(), Wrong> {
         let last = self.report.last;
         if head.last.seq > last {
             return Err(Wrong::CutOff(last + 1, head.last.seq));
@@ -316,7 +346,29 @@ impl<'a> Walk<'a> {
         self.report.certain = head.last.seq;
         self.report.closed =
             head.state == State::Closed && head.last.seq == last && self.report.torn_bytes == 0;
-        Ok(self.report)
+        Ok(())
+    }
+
+    /// Ends the walk along a chain in which nothing else is wrong: the heads since then say nothing
+    /// of what stood before a start that had none to go by.
+    fn end(self) -> Result<Report, Fault> {
+        self.headless.map_or(Ok(self.report), Err)
+    }
+}
+
+/// Reads up to a line end, and over it. Returns how many bytes stood before it, and whether there
+/// was one; nothing is kept.
+fn skip_line(reader: &mut impl BufRead) -> io::Result<(u64, bool)> {
+    let mut passed = 0_u64;
+    loop {
+        let piece = reader.fill_buf()?;
+        let end = memchr::memchr(b'\n', piece);
+        let length = end.unwrap_or(piece.len());
+        passed = passed.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        if piece.is_empty() || end.is_some() {
+            return Ok((passed, end.is_some()));
+        }
+        reader.consume(length);
     }
 }
 

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use crate::audit::Data;
 use crate::audit::chain::Keys;
-use crate::audit::file::{ChainFile, State as HeadState};
+use crate::audit::file::ChainFile;
+use crate::audit::head::State as HeadState;
 use crate::audit::line::Stamp;
 use crate::audit::live::Live;
 use crate::audit::queue::{Entry, Queue};
@@ -39,6 +40,10 @@ pub(super) fn run(queue: &Queue, mut output: Output) {
                 }
                 Entry::Keys(keys) => output.rekey(queue, *keys),
                 Entry::Close => output.close(queue),
+                Entry::EndReaders(session) => {
+                    queue.live.end(&session);
+                    true
+                }
             };
             count += 1;
             if !is_done || (output.is_due() && !output.settle(queue)) {
@@ -184,8 +189,13 @@ impl Output {
         is_written
     }
 
-    /// Ends the segment, and begins one under other keys.
+    /// Ends the segment, and begins one under other keys; under the same ones it goes on.
     fn rekey(&mut self, queue: &Queue, keys: Keys) -> bool {
+        if let Writer::Chain(file) = &self.writer
+            && file.is_under(&keys)
+        {
+            return true;
+        }
         self.open();
         if let Writer::Chain(file) = &mut self.writer {
             file.end(&mut self.lines, "key");
@@ -234,7 +244,7 @@ impl Output {
             return false;
         }
         if let Writer::Chain(file) = &mut self.writer {
-            file.prune();
+            file.retire();
             file.note_head(HeadState::Open);
         }
         true

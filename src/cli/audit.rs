@@ -72,7 +72,6 @@ fn describe(report: &Report, is_whole: bool) -> Value {
         "certain": certain,
         "torn_bytes": report.torn_bytes,
         "crashes": report.crashes,
-        "headless": report.headless,
         "lost": report.lost,
     })
 }

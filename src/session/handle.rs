@@ -198,6 +198,11 @@ impl SessionHandle {
         self.open.tunnels()
     }
 
+    /// Tells whether no tunnel is open and no exchange in flight.
+    pub fn is_idle(&self) -> bool {
+        self.open.tunnels() == 0 && !self.open.in_use()
+    }
+
     pub(super) fn standing(&self) -> Arc<Standing> {
         Arc::clone(&self.standing.read().unwrap_or_else(PoisonError::into_inner))
     }

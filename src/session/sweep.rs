@@ -47,7 +47,9 @@ impl Sessions {
         let (over, live): (Vec<_>, Vec<_>) =
             self.all().into_iter().partition(|handle| handle.is_cut());
         // Their tenant cut them since the others were looked at, perhaps.
-        over.iter().for_each(|handle| self.end(handle));
+        for handle in &over {
+            self.end(handle);
+        }
         let deleted = stream::iter(over).map(|handle| self.forget_ended(handle));
         let mut deleted = deleted.buffer_unordered(TOGETHER);
         while let Some(done) = deleted.next().await {

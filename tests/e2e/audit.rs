@@ -294,6 +294,14 @@ async fn changes_of_sessions_are_recorded() {
     assert!(!contains(&log.raw(), "rotated-value"));
 }
 
+/// Asks whether new work is taken.
+async fn ready(scene: &Scene) -> (u16, String) {
+    let mut conn = scene.workload.plain().await;
+    conn.send("GET /readyz HTTP/1.1\r\nHost: v\r\n\r\n").await;
+    let answer = conn.answer().await;
+    (answer.status, answer.code())
+}
+
 /// Has what is new refused while the sink is full.
 fn refuse(config: &mut Config) {
     config.audit.on_full = OnFull::Refuse;
@@ -340,9 +348,14 @@ async fn a_full_sink_refuses_what_is_new_where_the_operator_says_so() {
     for origin in [&scene.good, &scene.side, &scene.evil] {
         assert!(!contains(&origin.bytes(), "/full"), "nothing arrived");
     }
+    assert_eq!(ready(scene).await, (503, "audit_full".to_owned()));
     log.hold(false);
     let told = |lines: &[Value]| lines.iter().any(|line| line["event"] == "audit_gap");
-    log.wait("the gap of the refusals", told).await;
+    let lines = log.wait("the gap of the refusals", told).await;
+    let gone = json!({ "event": "session", "action": "deleted", "decision": "allowed",
+        "session": doomed.session_id });
+    one(&lines, &gone);
+    assert_eq!(ready(scene).await.0, 200);
     scene.alive("a full sink").await;
     open.send(&head).await;
     assert_eq!(open.answer().await.status, 200, "the same tunnel");

@@ -99,6 +99,10 @@ impl Answer {
 }
 
 fn sessions() -> Arc<Sessions> {
+    audited(Sink::discard())
+}
+
+fn audited(audit: Sink) -> Arc<Sessions> {
     let options = Options {
         catalogue: Arc::new(Catalogue::builtin()),
         token_endpoints: known_token_endpoints(),
@@ -110,7 +114,7 @@ fn sessions() -> Arc<Sessions> {
         Keyring::generate(),
         options,
         Arc::new(AddressRules::new(Vec::new(), false)),
-        Sink::discard(),
+        audit,
     );
     let key = |key: &str| Fingerprint::of(key.as_bytes());
     let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0)
@@ -153,7 +157,16 @@ impl Api {
 
     /// Makes a service with this key of the operator, and of these routes.
     fn of(admin: Option<&str>, routes: impl FnOnce(ApiState) -> Router) -> Self {
-        let (drain, sessions) = (Drain::new(), sessions());
+        Self::over(sessions(), admin, routes)
+    }
+
+    /// Makes a service over these sessions.
+    fn over(
+        sessions: Arc<Sessions>,
+        admin: Option<&str>,
+        routes: impl FnOnce(ApiState) -> Router,
+    ) -> Self {
+        let drain = Drain::new();
         Self {
             router: routes(state(&sessions, admin, &drain)),
             drain,

@@ -113,6 +113,7 @@ fn a_chain_of_another_place_or_time_is_not_taken_for_this_one() {
         found.starts_with("audit.jsonl:4: the line was changed"),
         "{found}"
     );
+    place.write_lines(&mine);
     place.run(4);
     other.run(4);
     // A whole run of another place, whose own first line is right.

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 
 use super::*;
-use crate::audit::file::full_files;
+use crate::audit::place::full_files;
 use crate::audit::{Error, verify_files};
 
 #[test]
@@ -60,17 +60,6 @@ fn what_was_cut_off_between_two_runs_stays_to_be_seen() {
     let found = place.verify().expect_err("a hole");
     let expected = "audit.jsonl:4: line 7 follows here where 4 should";
     assert!(found.starts_with(expected), "{found}");
-}
-
-#[test]
-fn a_head_that_was_removed_between_two_runs_is_told() {
-    let place = Place::new();
-    place.run(1);
-    fs::remove_file(head_path(&place.path())).unwrap();
-    place.run(1);
-    assert_eq!(place.marks()[2], "begin headless");
-    let report = place.verify().unwrap();
-    assert_eq!((report.headless, report.closed), (1, true));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod damage;
 mod files;
+mod hostile;
 mod records;
 
 use std::fs;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::audit::file::head_path;
+use crate::audit::place::head_path;
 use crate::audit::{FileOptions, Kind, Record, Report, Sink, verify};
 use crate::seal::{KeyId, Keyring};
 

@@ -268,6 +268,22 @@ async fn a_file_that_cannot_be_used_is_a_clear_error() {
         403
     );
     server.stop().await;
+    // Its head was changed, and after that taken away.
+    let head = place.home.state("audit.jsonl.head");
+    let good = fs::read_to_string(&head).unwrap();
+    fs::write(&head, good.replace("closed", "open")).unwrap();
+    let changed = refused(own.to_vec()).await;
+    changed.complains(
+        1,
+        &["audit.file: ", "audit.jsonl.head was changed", "aside"],
+    );
+    fs::remove_file(&head).unwrap();
+    place.serve_audited(&[]).await.stop().await;
+    for more in [&[][..], &["--closed"]] {
+        let found = place.verify(more).await;
+        found.complains(1, &["audit.jsonl:", "found no head at this start"]);
+    }
+    fs::write(&head, good).unwrap();
     fs::write(place.audit(), "somebody else's\n").unwrap();
     let foreign = refused(own.to_vec()).await;
     foreign.complains(
