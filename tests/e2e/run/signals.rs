@@ -20,11 +20,15 @@ async fn every_signal_is_passed_on() {
         ("USR2", Signal::USR2),
         ("WINCH", Signal::WINCH),
     ] {
-        // The command waits for a line that never comes; a trap ends it.
-        let script = format!("trap 'echo got; exit 3' {name}; echo ready; read line");
+        // A trap ends the command. It looks for signals between its steps: one that came just before
+        // a `read` would be kept until a line comes.
+        let script = format!(
+            "trap 'echo got; exit 3' {name}; echo ready; \
+             i=0; while [ $i -lt 600 ]; do i=$((i+1)); sleep 0.1; done"
+        );
         let mut command = place.run(&["--", "sh", "-c", &script]);
         command
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
         // In a group of its own it is in no terminal's foreground, wherever the tests run.
