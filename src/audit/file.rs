@@ -15,7 +15,7 @@ use super::Error;
 use crate::audit::chain::{self, Begin, End, Keys, LINE_LIMIT_BYTES, Position};
 use crate::audit::head::{Head, State, Unread};
 use crate::audit::place::{
-    folder, full_files, full_path, head_path, lock_names, open_own, open_to_append,
+    Locked, folder, full_files, full_path, head_path, lock_names, open_own, open_to_append,
 };
 use crate::seal::Keyring;
 
@@ -98,7 +98,7 @@ pub(super) struct ChainFile {
     options: FileOptions,
     keys: Keys,
     position: Position,
-    file: File,
+    file: Locked,
     size: u64,
     /// The number of the first line of the current file.
     first: u64,
@@ -110,7 +110,8 @@ pub(super) struct ChainFile {
     is_renamed: bool,
     /// The head could not be written the last time.
     is_head_late: bool,
-    lock: File,
+    /// Held, and never looked at.
+    _names: Locked,
 }
 
 impl ChainFile {
@@ -121,7 +122,7 @@ impl ChainFile {
         let unusable = |source| Error::file(&path, source);
         let keys = Keys::current(keyring).ok_or(Error::Keys)?;
         fs::create_dir_all(folder(&path)).map_err(|source| Error::file(folder(&path), source))?;
-        let lock = lock_names(&path)?;
+        let names = lock_names(&path)?;
         let mut file = open_to_append(&path).map_err(|source| Error::locking(&path, source))?;
         let full = full_files(&path).map_err(|source| Error::file(folder(&path), source))?;
         let known = known(&path, keyring)?;
@@ -155,7 +156,7 @@ impl ChainFile {
             options,
             is_renamed: false,
             is_head_late: false,
-            lock,
+            _names: names,
         };
         if last.is_none() && known.is_none() {
             // A chain without a head is one whose head was taken away: it has one before a line.
@@ -224,7 +225,7 @@ impl ChainFile {
             self.is_renamed = true;
         }
         let next = open_to_append(path)?;
-        unlock(&std::mem::replace(&mut self.file, next));
+        self.file = next;
         self.is_renamed = false;
         self.size = 0;
         self.first = self.position.seq + 1;
@@ -233,34 +234,48 @@ impl ChainFile {
 
     /// Decides which full files are kept no longer. The next head says so, and then they go.
     ///
-    /// Only what the head before has, and what this run put aside, is counted: whatever else has
-    /// such a name was put there by somebody, and must not drive out what is kept.
+    /// Only what follows on each other from the oldest that is kept is counted: whatever else has
+    /// such a name was put there by somebody, and must not drive out what is kept. Where one is
+    /// missing, all stay.
     pub(super) fn retire(&mut self) {
-        match full_files(&self.options.path) {
-            Ok(full) => {
-                let own = self.kept..self.first;
-                let full: Vec<_> = full.iter().filter(|(n, _)| own.contains(n)).collect();
-                let extra = full.len().saturating_sub(self.options.keep);
-                if extra > 0 {
-                    self.kept = full.get(extra).map_or(self.first, |(first, _)| *first);
+        let (mut own, mut next) = (Vec::new(), self.kept);
+        while next < self.first {
+            let there = full_tail(&full_path(&self.options.path, next), next);
+            match there.map(|there| there.last) {
+                Ok(Some(last)) if last.seq >= next => {
+                    own.push(next);
+                    next = last.seq + 1;
                 }
+                Ok(_) => return tracing::error!(first = next, "a full audit file is damaged"),
+                Err(error) => return tracing::error!(%error, "full audit files cannot be counted"),
             }
-            Err(error) => tracing::error!(%error, "full audit files cannot be looked for"),
+        }
+        let extra = own.len().saturating_sub(self.options.keep);
+        if extra > 0 {
+            self.kept = own.get(extra).copied().unwrap_or(self.first);
         }
     }
 
     /// Deletes the files that the head says are not kept. What stays is tried again the next time,
     /// by the next start as well.
     fn prune(&mut self) {
-        let pruned = full_files(&self.options.path).and_then(|full| {
-            let gone = self.oldest..self.kept;
-            let mut gone = full.iter().filter(|(first, _)| gone.contains(first));
-            gone.try_for_each(|(_, path)| fs::remove_file(path))
-        });
-        match pruned {
-            Ok(()) => self.oldest = self.kept,
-            Err(error) => tracing::error!(%error, "old audit files cannot be deleted"),
+        let full = match full_files(&self.options.path) {
+            Ok(full) => full,
+            Err(error) => return tracing::error!(%error, "old audit files cannot be looked for"),
+        };
+        let gone = self.oldest..self.kept;
+        let mut oldest = self.kept;
+        for (first, path) in full.iter().filter(|(first, _)| gone.contains(first)) {
+            if matches!(full_tail(path, *first), Err(Error::Foreign(_))) {
+                // Named like one of ours by somebody.
+                continue;
+            }
+            if let Err(error) = fs::remove_file(path) {
+                tracing::error!(path = %path.display(), %error, "an old audit file stays");
+                oldest = oldest.min(*first);
+            }
         }
+        self.oldest = oldest;
     }
 
     /// Says beside the file how far the chain has come, and deletes what is kept no longer. All lines
@@ -295,20 +310,6 @@ impl ChainFile {
     pub(super) fn tell(&self) {
         let mac = data_encoding::HEXLOWER.encode(&self.position.mac);
         tracing::info!(seq = self.position.seq, mac, "audit file closed");
-    }
-}
-
-impl Drop for ChainFile {
-    fn drop(&mut self) {
-        // A program that is being started has copies of both for a moment.
-        unlock(&self.file);
-        unlock(&self.lock);
-    }
-}
-
-fn unlock(file: &File) {
-    if let Err(error) = file.unlock() {
-        tracing::debug!(%error, "an audit file could not be unlocked");
     }
 }
 

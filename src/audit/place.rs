@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,35 @@ use super::Error;
 
 /// How many digits the first number of a full file has in its name.
 const NAME_DIGITS: usize = 20;
+
+/// A file that other writers are kept away from until this is dropped.
+///
+/// It is unlocked then, and not only closed: a program that is being started has copies of all files
+/// for a moment.
+#[derive(Debug)]
+pub(super) struct Locked(File);
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut File {
+        &mut self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "an audit file could not be unlocked");
+        }
+    }
+}
 
 /// Returns where the head of a file's chain is.
 pub(super) fn head_path(path: &Path) -> PathBuf {
@@ -79,14 +109,14 @@ pub(super) fn open_own(path: &Path) -> io::Result<File> {
 
 /// Opens the file that is written to, and keeps other writers away from it, whatever its name.
 /// Fails with [`io::ErrorKind::WouldBlock`] where another one has it.
-pub(super) fn open_to_append(path: &Path) -> io::Result<File> {
+pub(super) fn open_to_append(path: &Path) -> io::Result<Locked> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true);
     lock(options, path)
 }
 
 /// Keeps other writers away from the names of a chain for as long as the file is open.
-pub(super) fn lock_names(path: &Path) -> Result<File, Error> {
+pub(super) fn lock_names(path: &Path) -> Result<Locked, Error> {
     let path = beside(path, ".lock");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
@@ -95,7 +125,7 @@ pub(super) fn lock_names(path: &Path) -> Result<File, Error> {
 
 /// Opens and locks a file. The name has to stand for it still: whoever waits for another writer's
 /// end could find a file that was put aside meanwhile.
-fn lock(mut options: OpenOptions, path: &Path) -> io::Result<File> {
+fn lock(mut options: OpenOptions, path: &Path) -> io::Result<Locked> {
     let unlinked = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     options.mode(0o600).custom_flags(flags(unlinked));
     let file = regular(&options, path)?;
@@ -104,6 +134,7 @@ fn lock(mut options: OpenOptions, path: &Path) -> io::Result<File> {
         Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
         Err(TryLockError::Error(source)) => return Err(source),
     }
+    let file = Locked(file);
     let (ours, named) = (file.metadata()?, fs::symlink_metadata(path)?);
     if (ours.dev(), ours.ino()) != (named.dev(), named.ino()) {
         return Err(io::ErrorKind::WouldBlock.into());

@@ -26,7 +26,7 @@ const GATHER_LIMIT: usize = QUEUE_LIMIT / 2;
 /// How long the writer waits after a failed write.
 const RETRY: Duration = Duration::from_millis(250);
 /// How long [`Sink::flush`] waits at most.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+const FLUSH_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 2 });
 
 /// What is handed over.
 pub(super) enum Entry {

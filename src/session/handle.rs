@@ -227,10 +227,12 @@ impl SessionHandle {
 
     /// Cuts all that is open, for good. Tells whether this is the first time.
     pub(super) fn end(&self) -> bool {
+        // Who is first is settled before anybody can see that it was cut.
+        let is_first = self.place.leave();
         self.cut.cancel();
         self.open.seats.end();
         self.pool.close();
-        self.place.leave()
+        is_first
     }
 }
 

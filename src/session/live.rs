@@ -310,13 +310,15 @@ impl Sessions {
         let deletable = |own: &Arc<SessionHandle>| own.is_cut() || !own.is_over();
         let handle = own.filter(deletable).ok_or(Error::NotFound)?;
         let mut audit = self.record(tenant, id, "deleted");
-        handle.end();
+        let is_first = handle.end();
         let _after_a_patch = handle.changing.lock().await;
-        if self.in_table(id).is_none() {
+        if self.in_table(id).is_some() {
+            self.forget(&handle).await?;
+        } else if !is_first {
             // Another call was faster.
             return Err(Error::NotFound);
         }
-        self.forget(&handle).await?;
+        // Otherwise the sweep found it cut, and has deleted the row.
         audit.decision(Decision::Allowed, "ok");
         Ok(())
     }

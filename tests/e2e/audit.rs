@@ -350,10 +350,16 @@ async fn a_full_sink_refuses_what_is_new_where_the_operator_says_so() {
     }
     assert_eq!(ready(scene).await, (503, "audit_full".to_owned()));
     log.hold(false);
-    let told = |lines: &[Value]| lines.iter().any(|line| line["event"] == "audit_gap");
-    let lines = log.wait("the gap of the refusals", told).await;
     let gone = json!({ "event": "session", "action": "deleted", "decision": "allowed",
         "session": doomed.session_id });
+    let is_gone =
+        |line: &Value| line["action"] == gone["action"] && line["session"] == gone["session"];
+    // The gap comes first of what was held, and the deletion among the last.
+    let told = |lines: &[Value]| {
+        let has_gap = lines.iter().any(|line| line["event"] == "audit_gap");
+        has_gap && lines.iter().any(is_gone)
+    };
+    let lines = log.wait("the gap of the refusals", told).await;
     one(&lines, &gone);
     assert_eq!(ready(scene).await.0, 200);
     scene.alive("a full sink").await;

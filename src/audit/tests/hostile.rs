@@ -7,7 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use super::*;
+use crate::audit::chain::Keys;
 use crate::audit::file::ChainFile;
+use crate::audit::head::Head;
 use crate::audit::place::{beside, full_files, full_path};
 use crate::audit::{Error, verify_files};
 
@@ -142,9 +144,13 @@ fn another_end_than_the_head_s_is_not_gone_on_with() {
 fn planted_names_drive_out_no_file_and_are_not_deleted() {
     let place = rotating(3);
     place.run(40);
+    let kept = full_files(&place.path()).unwrap();
+    let inner: Vec<u64> = kept.iter().map(|(first, _)| first + 1).collect();
     let planted: Vec<_> = (0..10)
         .map(|n| u64::MAX - n)
+        // And such as this chain could have, between what it has and will have.
         .chain([0])
+        .chain(inner)
         .map(|number| full_path(&place.path(), number))
         .collect();
     for path in &planted {
@@ -221,13 +227,16 @@ fn a_kill_before_the_deletion_is_gone_on_with() {
     let place = rotating(1);
     place.run(40);
     let (number, oldest) = full_files(&place.path()).unwrap().swap_remove(0);
-    let aside = place.folder.path().join("aside");
-    fs::rename(&oldest, &aside).unwrap();
-    // What cannot be deleted stands for a kill before it was.
-    fs::create_dir(&oldest).unwrap();
+    let kept = fs::read(&oldest).unwrap();
     place.run(60);
-    fs::remove_dir(&oldest).unwrap();
-    fs::rename(&aside, &oldest).unwrap();
+    assert!(!oldest.exists());
+    // As if the kill had come behind the head, which names what is to go, and before the deletion.
+    fs::write(&oldest, kept).unwrap();
+    let keys = keyring(&[OLD]);
+    let mut head = Head::find(&place.path(), &keys).unwrap().unwrap();
+    head.oldest = number;
+    let keys = Keys::current(&keys).unwrap();
+    head.put(&place.path(), &keys).unwrap();
     let report = place.verify().unwrap();
     assert!(report.closed && report.first > number, "{report:?}");
     place.run(1);
