@@ -1,9 +1,10 @@
 //! The chain: each line of a file carries a number and a code over itself and the line before.
 //!
 //! A line stays one JSON object: `seq` and `mac` are its last two members, and the code is over the
-//! code before and every byte up to its own member. Nothing here reads or writes files. Called by
-//! the file sink and by `audit verify`.
+//! code before and every byte up to its own member. Nothing here opens or writes a file. Called by the
+//! file sink and by `audit verify`.
 
+use std::io::{self, BufRead, BufReader, Read};
 use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
@@ -21,6 +22,10 @@ const MAC_END: &[u8] = b"\"}";
 const SEQ_MEMBER: &[u8] = b",\"seq\":";
 /// The longest line that is read, in bytes with its end: far beyond any that is written.
 pub(super) const LINE_LIMIT_BYTES: u64 = 1024 * 1024;
+/// What every line begins with, before the event's name.
+const START: &[u8] = b"{\"event\":\"";
+/// The event of a line that stands where records were lost.
+pub(super) const GAP: &str = "audit_gap";
 /// The form of the chain.
 pub(super) const VERSION: u8 = 1;
 
@@ -133,6 +138,30 @@ pub(super) fn parse(hex: &[u8]) -> Option<Mac> {
     HEXLOWER.decode(hex).ok()?.try_into().ok()
 }
 
+/// Tells whether a line is of an event, which is the first member of every line.
+pub(super) fn is_event(line: &[u8], event: &str) -> bool {
+    let rest = line.strip_prefix(START);
+    let rest = rest.and_then(|rest| rest.strip_prefix(event.as_bytes()));
+    rest.is_some_and(|rest| rest.starts_with(b"\""))
+}
+
+/// Tells whether a file that has no whole line can have begun as a file of a chain does.
+pub(super) fn can_begin(file: &mut impl Read) -> io::Result<bool> {
+    let begun = [START, Begin::EVENT.as_bytes(), b"\""].concat();
+    let mut found = Vec::with_capacity(begun.len());
+    file.take(begun.len().try_into().unwrap_or(u64::MAX))
+        .read_to_end(&mut found)?;
+    Ok(begun.starts_with(&found))
+}
+
+/// Reads the number of the first line; nothing where there is no line of a chain.
+pub(super) fn first_number(file: &mut impl Read) -> io::Result<Option<u64>> {
+    let mut line = Vec::new();
+    BufReader::new(file.take(LINE_LIMIT_BYTES)).read_until(b'\n', &mut line)?;
+    let line = line.strip_suffix(b"\n").and_then(split);
+    Ok(line.map(|split| split.seq))
+}
+
 /// The line that begins a segment: every file, every start of the server and every key has one.
 #[derive(Serialize)]
 pub(super) struct Begin {
@@ -158,6 +187,8 @@ fn is_zero(number: &u64) -> bool {
 
 impl Begin {
     pub(super) const EVENT: &str = "audit_begin";
+    /// Why a segment begins that continues lines which no server had ended.
+    pub(super) const CRASHED: &str = "crashed";
     /// Why a segment begins that continues lines which no head vouches for.
     pub(super) const HEADLESS: &str = "headless";
 

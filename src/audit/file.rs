@@ -50,6 +50,10 @@ fn tail(path: &Path, file: &mut File) -> Result<Tail, Error> {
     let unreadable = |source| Error::file(path, source);
     let size = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
     let Some(end) = last_break(file, size).map_err(unreadable)? else {
+        file.rewind().map_err(unreadable)?;
+        if !chain::can_begin(file).map_err(unreadable)? {
+            return Err(Error::Foreign(path.to_owned()));
+        }
         return Ok(Tail {
             torn_bytes: size,
             ..Tail::default()
@@ -70,7 +74,7 @@ fn tail(path: &Path, file: &mut File) -> Result<Tail, Error> {
             seq: split.seq,
             mac: split.mac,
         }),
-        is_ended: line.starts_with(format!("{{\"event\":\"{}\"", End::EVENT).as_bytes()),
+        is_ended: chain::is_event(&line, End::EVENT),
         whole_bytes: end + 1,
         torn_bytes: size - end - 1,
     })
@@ -347,7 +351,7 @@ fn resume(
         }
         _ if last.is_none() => (found, "new"),
         _ if is_ended => (found, "started"),
-        _ => (found, "crashed"),
+        _ => (found, Begin::CRASHED),
     }
 }
 
@@ -359,7 +363,7 @@ fn known(path: &Path, keyring: &Keyring) -> Result<Option<Head>, Error> {
     })
 }
 
-/// Reads the last line of the newest full file: it has one, and its name is that of its first.
+/// Reads the last line of a full file: it has one, and its name is that of its first.
 fn full_tail(path: &Path, first: u64) -> Result<Tail, Error> {
     let mut file = open_own(path).map_err(|source| Error::file(path, source))?;
     let there = tail(path, &mut file)?;
@@ -373,10 +377,6 @@ fn full_tail(path: &Path, first: u64) -> Result<Tail, Error> {
 /// Reads the number of the first line of a file.
 fn first_number(path: &Path, file: &mut File) -> Result<Option<u64>, Error> {
     let unreadable = |source| Error::file(path, source);
-    file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-    let mut start = Vec::new();
-    let mut rest = Read::take(&mut *file, LINE_LIMIT_BYTES);
-    rest.read_to_end(&mut start).map_err(unreadable)?;
-    let line = start.split(|byte| *byte == b'\n').next();
-    Ok(line.and_then(chain::split).map(|split| split.seq))
+    file.rewind().map_err(unreadable)?;
+    chain::first_number(file).map_err(unreadable)
 }

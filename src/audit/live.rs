@@ -65,6 +65,8 @@ struct Reader {
 struct Shared {
     /// What found no room since the reader was told the last time.
     lost: AtomicU64,
+    /// Some of it nobody has counted.
+    is_uncounted: AtomicBool,
     /// The bytes of the records that wait.
     waiting: AtomicUsize,
     /// The record that says how the session ended was told, or lost.
@@ -80,6 +82,22 @@ impl Shared {
             self.waiting.fetch_sub(bytes, Ordering::AcqRel);
         }
         has_room
+    }
+
+    /// Notes what found no room.
+    fn miss(&self, told: &Told) {
+        match told {
+            Told::Record(_) => _ = self.lost.fetch_add(1, Ordering::AcqRel),
+            Told::Gap(Some(lost)) => _ = self.lost.fetch_add(*lost, Ordering::AcqRel),
+            Told::Gap(None) => self.is_uncounted.store(true, Ordering::Release),
+        }
+    }
+
+    /// Returns the gap that the reader is to be told of, if there is one.
+    fn missed(&self) -> Option<Told> {
+        let is_uncounted = self.is_uncounted.swap(false, Ordering::AcqRel);
+        let lost = self.lost.swap(0, Ordering::AcqRel);
+        (is_uncounted || lost > 0).then(|| Told::Gap((!is_uncounted).then_some(lost)))
     }
 }
 
@@ -97,19 +115,20 @@ impl Reader {
     fn tell(&self, told: Told) {
         let (shared, bytes) = (&self.shared, told.bytes());
         if !shared.reserve(bytes) {
-            shared.lost.fetch_add(1, Ordering::AcqRel);
-            return;
+            return shared.miss(&told);
         }
-        let lost = shared.lost.swap(0, Ordering::AcqRel);
-        if lost > 0 && self.sender.try_send(Told::Gap(Some(lost))).is_err() {
-            shared.lost.fetch_add(lost + 1, Ordering::AcqRel);
+        let gap = shared.missed().map(|gap| self.sender.try_send(gap));
+        let sent = match gap {
+            Some(Err(TrySendError::Full(gap))) => {
+                shared.miss(&gap);
+                Err(TrySendError::Full(told))
+            }
+            _ => self.sender.try_send(told),
+        };
+        if let Err(error) = sent {
             shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
-            return;
-        }
-        if let Err(error) = self.sender.try_send(told) {
-            shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
-            if let TrySendError::Full(_) = error {
-                shared.lost.fetch_add(1, Ordering::AcqRel);
+            if let TrySendError::Full(told) = error {
+                shared.miss(&told);
             }
         }
     }
@@ -225,16 +244,12 @@ impl Subscription {
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
         }
         // All that stood before the gap was told.
-        let lost = self.shared.lost.swap(0, Ordering::AcqRel);
-        if lost > 0 {
-            return Some(Told::Gap(Some(lost)));
+        if let Some(gap) = self.shared.missed() {
+            return Some(gap);
         }
         match self.receiver.recv().await {
             Some(told) => Some(self.taken(told)),
-            None => match self.shared.lost.swap(0, Ordering::AcqRel) {
-                0 => None,
-                lost => Some(Told::Gap(Some(lost))),
-            },
+            None => self.shared.missed(),
         }
     }
 
@@ -296,6 +311,21 @@ mod tests {
         assert_eq!(reader.next().await, None);
         drop(reader);
         assert!(!live.is_any());
+    }
+
+    #[tokio::test]
+    async fn a_gap_that_nobody_counted_and_found_no_room_stays_uncounted() {
+        let live = Arc::new(Live::default());
+        let own = SessionId::generate();
+        let mut reader = live.subscribe(&tenant(), &own).unwrap();
+        for number in 0..=WAITING_RECORDS {
+            live.send(&own, number.to_string().as_bytes(), false);
+        }
+        live.gap();
+        for number in 0..WAITING_RECORDS {
+            assert_eq!(reader.next().await, Some(record(number)));
+        }
+        assert_eq!(reader.next().await, Some(Told::Gap(None)));
     }
 
     #[tokio::test]

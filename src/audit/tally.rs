@@ -4,7 +4,7 @@
 //! secrets, then one word for all others. Called by the queue, and by `app` for its metrics.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::audit::{Data, Decision, Kind};
 use crate::host::Host;
@@ -14,6 +14,9 @@ use crate::policy::{Catalogue, Entry};
 pub const SECRET_NAMES: usize = 200;
 /// What stands for all other names: no secret has it, since it holds a blank.
 pub const OTHER_NAMES: &str = "all others";
+
+/// [`OTHER_NAMES`], made once: there is no bound on how often it is counted.
+static OTHERS: LazyLock<Arc<str>> = LazyLock::new(|| OTHER_NAMES.into());
 
 /// What the records say, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +74,7 @@ impl Tally {
         if self.swaps.contains_key(name) || self.swaps.len() < SECRET_NAMES {
             return self.swaps.entry(Arc::clone(name)).or_default();
         }
-        self.swaps.entry(OTHER_NAMES.into()).or_default()
+        self.swaps.entry(Arc::clone(&OTHERS)).or_default()
     }
 }
 

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::audit::chain::{self, Begin, End, Keys, LINE_LIMIT_BYTES, NOTHING, Position, Split};
+use crate::audit::chain::{
+    self, Begin, End, GAP, Keys, LINE_LIMIT_BYTES, NOTHING, Position, Split, is_event,
+};
 use crate::audit::head::{Head, State};
 use crate::audit::place::{full_files, open_own, open_to_read};
 use crate::seal::{KeyId, Keyring};
@@ -160,13 +162,9 @@ pub fn verify_files(paths: &[PathBuf], keyring: &Keyring) -> Result<Report, Faul
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
         let unreadable = |source| Fault::Unreadable(path.clone(), source);
-        let mut reader = BufReader::new(open_to_read(path).map_err(unreadable)?);
-        let mut line = Vec::new();
-        io::Read::take(&mut reader, LINE_LIMIT_BYTES)
-            .read_until(b'\n', &mut line)
-            .map_err(unreadable)?;
-        let first = line.strip_suffix(b"\n").and_then(chain::split);
-        files.push((first.map_or(0, |split| split.seq), path));
+        let mut file = open_to_read(path).map_err(unreadable)?;
+        let first = chain::first_number(&mut file).map_err(unreadable)?;
+        files.push((first.unwrap_or(0), path));
     }
     files.sort();
     let mut walk = Walk::new(keyring, None);
@@ -266,7 +264,7 @@ impl<'a> Walk<'a> {
         let split = chain::split(line).ok_or(Wrong::NoLine)?;
         // Only lines of the chain itself are looked into.
         let begins = is_event(line, Begin::EVENT);
-        let own = begins || is_event(line, End::EVENT) || is_event(line, "audit_gap");
+        let own = begins || is_event(line, End::EVENT) || is_event(line, GAP);
         let member: Option<Member> = own
             .then(|| serde_json::from_slice(line).map_err(|_json| Wrong::NoLine))
             .transpose()?;
@@ -321,7 +319,7 @@ impl<'a> Walk<'a> {
     fn count(&mut self, member: &Member) -> bool {
         match member.event.as_str() {
             Begin::EVENT => {
-                self.report.crashes += u64::from(member.why == "crashed");
+                self.report.crashes += u64::from(member.why == Begin::CRASHED);
                 return member.why == Begin::HEADLESS;
             }
             // The next line begins a segment, or nothing follows.
@@ -370,11 +368,4 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<(u64, bool)> {
         }
         reader.consume(length);
     }
-}
-
-/// Tells whether a line is of an event. `event` is the first member of every line.
-fn is_event(line: &[u8], event: &str) -> bool {
-    let rest = line.strip_prefix(b"{\"event\":\"");
-    let rest = rest.and_then(|rest| rest.strip_prefix(event.as_bytes()));
-    rest.is_some_and(|rest| rest.starts_with(b"\""))
 }

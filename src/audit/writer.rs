@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::audit::Data;
-use crate::audit::chain::Keys;
+use crate::audit::chain::{GAP, Keys};
 use crate::audit::file::ChainFile;
 use crate::audit::head::State as HeadState;
 use crate::audit::line::Stamp;
@@ -87,7 +87,7 @@ struct Gap {
 impl Gap {
     fn of(lost: u64) -> Self {
         Self {
-            event: "audit_gap",
+            event: GAP,
             time: Stamp(SystemTime::now()),
             lost,
         }

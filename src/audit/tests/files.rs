@@ -143,10 +143,13 @@ fn a_chain_has_one_writer_and_no_foreign_file() {
     let second = Sink::to_file(place.options(), &keyring(&[OLD]));
     assert!(matches!(second, Err(Error::InUse(_))), "{second:?}");
     end(sink);
-    fs::write(place.path(), "a line of somebody else\n").unwrap();
-    let foreign = Sink::to_file(place.options(), &keyring(&[OLD]));
-    assert!(matches!(foreign, Err(Error::Foreign(_))), "{foreign:?}");
-    assert_eq!(place.lines(), ["a line of somebody else"]);
+    // Also one that could be taken for half a line of ours: it would be cut off.
+    for text in ["a line of somebody else\n", "a key", "{\"event\":\"other"] {
+        fs::write(place.path(), text).unwrap();
+        let foreign = Sink::to_file(place.options(), &keyring(&[OLD]));
+        assert!(matches!(foreign, Err(Error::Foreign(_))), "{foreign:?}");
+        assert_eq!(fs::read_to_string(place.path()).unwrap(), text);
+    }
 }
 
 #[test]
