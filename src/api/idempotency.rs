@@ -122,13 +122,17 @@ impl Idempotency {
     ///
     /// # Errors
     /// [`Failure::AlreadyCreated`]; [`Failure::Full`] where all keys of the tenant are still
-    /// remembered.
+    /// remembered; [`Failure::Unauthenticated`] where the tenant has ended.
     pub(super) fn reserve(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
         key: &str,
         now: Instant,
     ) -> Result<Reservation, Failure> {
+        if tenant.cut().is_cancelled() {
+            // A late call must not take the place of the next tenant of that name.
+            return Err(Failure::Unauthenticated);
+        }
         let key: Box<str> = key.into();
         let mut table = self.lock();
         table.sweep(now);
@@ -137,9 +141,13 @@ impl Idempotency {
         if let Some(known) = known {
             return Err(Failure::AlreadyCreated(known.session.clone()));
         }
-        let is_gone = own.remove(&key).is_some();
+        let before = own.len();
+        own.remove(&key);
+        if own.len() >= KEYS_LIMIT {
+            own.retain(|_, one| !one.is_over(now));
+        }
         let own = own.len();
-        table.count -= usize::from(is_gone);
+        table.count -= before - own;
         if !table.make_room(own) {
             return Err(Failure::Full);
         }
@@ -315,6 +323,16 @@ mod tests {
         table.fill(one, 0..KEYS_LIMIT, now);
         let full = table.reserve(one, "more", now).unwrap_err();
         assert!(matches!(full, Failure::Full), "{full}");
+        // A moment before they are over all was swept, and is not again for a while.
+        let (early, after) = (
+            now + LIFETIME.saturating_sub(Duration::from_secs(1)),
+            now + LIFETIME + Duration::from_secs(1),
+        );
+        let soon = Arc::new(Idempotency::default());
+        soon.fill(one, 0..KEYS_LIMIT, now);
+        soon.reserve(one, "more", early).unwrap_err();
+        drop(soon.reserve(one, "more", after).unwrap());
+        assert_eq!(soon.len(), 0);
         // Another tenant has its own.
         drop(table.reserve(two, "more", now).unwrap());
         let known = table.reserve(one, "7", now).unwrap_err();
@@ -362,6 +380,8 @@ mod tests {
         tenants.delete(before.id(), &closed).await.unwrap();
         let after = make(&tenants, "acme").await;
         let done = table.reserve(&after, "done", now);
+        let refused = table.reserve(&before, "last", now).unwrap_err();
+        assert!(matches!(refused, Failure::Unauthenticated), "{refused}");
         let own = table.reserve(&after, "late", now).unwrap();
         let also = table.reserve(&after, "later", now).unwrap();
         // What the one before had under way is nothing to the next.
