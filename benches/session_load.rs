@@ -7,19 +7,19 @@
     reason = "a bench has no callers, and stops where its own input is wrong"
 )]
 
+#[path = "support/sessions.rs"]
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use futures_util::future::join_all;
-use oshu_vault::audit::Sink;
 use oshu_vault::id::TenantId;
-use oshu_vault::policy::{AddressRules, Catalogue, known_token_endpoints};
 use oshu_vault::seal::Keyring;
 use oshu_vault::secret::Secret;
-use oshu_vault::session::{Form, Options, SecretForm, Sessions};
+use oshu_vault::session::{Form, SecretForm, Sessions};
 use oshu_vault::store::{Disk, Memory, Store};
-use oshu_vault::tenant::{Limits, Tenants};
 use tokio::runtime::Runtime;
 
 const SESSIONS: u32 = 100_000;
@@ -28,18 +28,8 @@ const TOGETHER: u32 = 500;
 const KEY: [u8; 64] = [b'7'; 64];
 
 fn sessions(store: Arc<dyn Store>) -> Arc<Sessions> {
-    let options = Options {
-        catalogue: Arc::new(Catalogue::builtin()),
-        token_endpoints: known_token_endpoints(),
-        unscoped_secrets: false,
-        any_port: false,
-    };
-    let rules = Arc::new(AddressRules::new(Vec::new(), false));
     let keyring = Keyring::parse(&KEY).unwrap();
-    let sessions = Sessions::new(store, keyring, options, rules, Sink::discard());
-    let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0);
-    let tenants = tenants.with(&TenantId::new("bench"));
-    Arc::new(sessions.with_tenants(Arc::new(tenants)))
+    Arc::new(support::sessions(store, keyring))
 }
 
 fn form() -> Form {
@@ -57,7 +47,7 @@ fn form() -> Form {
 }
 
 async fn create(sessions: &Sessions, count: u32) {
-    let tenant = TenantId::new("bench");
+    let tenant = TenantId::new(support::TENANT);
     let all = (0..count).map(|_| sessions.create(&tenant, form()));
     for created in join_all(all).await {
         created.unwrap();

@@ -8,35 +8,26 @@
     reason = "a bench has no callers, and stops where its own input is wrong"
 )]
 
+#[path = "support/sessions.rs"]
+mod support;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use criterion::{Criterion, criterion_group, criterion_main};
-use oshu_vault::audit::Sink;
 use oshu_vault::host::HostPort;
 use oshu_vault::id::TenantId;
-use oshu_vault::policy::{AddressRules, Catalogue, Scheme, known_token_endpoints};
+use oshu_vault::policy::Scheme;
 use oshu_vault::seal::Keyring;
 use oshu_vault::secret::Secret;
-use oshu_vault::session::{Created, Form, Options, SecretForm, Sessions};
+use oshu_vault::session::{Created, Form, SecretForm, Sessions};
 use oshu_vault::store::Memory;
-use oshu_vault::tenant::{Limits, Tenants};
 use tokio::runtime::Runtime;
 
 fn sessions() -> Sessions {
-    let options = Options {
-        catalogue: Arc::new(Catalogue::builtin()),
-        token_endpoints: known_token_endpoints(),
-        unscoped_secrets: false,
-        any_port: false,
-    };
-    let rules = Arc::new(AddressRules::new(Vec::new(), false));
-    let (store, keyring) = (Arc::new(Memory::default()), Keyring::generate());
-    let sessions = Sessions::new(store, keyring, options, rules, Sink::discard());
-    let tenants = Tenants::new(Arc::clone(sessions.records()), Limits::default(), 0);
-    sessions.with_tenants(Arc::new(tenants.with(&TenantId::new("bench"))))
+    support::sessions(Arc::new(Memory::default()), Keyring::generate())
 }
 
 /// A session with secrets for as many hosts, the first of which is `api0.example.com`.
@@ -57,7 +48,7 @@ fn form(secrets: usize) -> Form {
 }
 
 fn create(runtime: &Runtime, sessions: &Sessions, secrets: usize) -> Created {
-    let tenant = TenantId::new("bench");
+    let tenant = TenantId::new(support::TENANT);
     let created = sessions.create(&tenant, form(secrets));
     runtime.block_on(created).unwrap()
 }

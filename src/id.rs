@@ -48,67 +48,52 @@ impl fmt::Display for TenantId {
     }
 }
 
-/// Names an API key of a tenant: `key_` and 32 lower-case hex digits. It is no part of the key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ApiKeyId(Arc<str>);
+/// Makes the type of an id that is a fixed start and 32 random lower-case hex digits.
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
 
-impl ApiKeyId {
-    /// The fixed start of every key's id.
-    pub const PREFIX: &str = "key_";
+        impl $name {
+            /// The fixed start of every such id.
+            pub const PREFIX: &str = $prefix;
 
-    /// Makes a fresh random id.
-    pub fn generate() -> Self {
-        Self(format!("{}{}", Self::PREFIX, random_hex()).into())
-    }
+            /// Makes a fresh random id.
+            pub fn generate() -> Self {
+                Self(format!("{}{}", Self::PREFIX, random_hex()).into())
+            }
 
-    /// Parses the wire form; nothing for any other text.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix(Self::PREFIX)?;
-        is_random_hex(digits).then(|| Self(text.into()))
-    }
+            /// Parses the wire form; nothing for any other text.
+            pub fn parse(text: &str) -> Option<Self> {
+                let digits = text.strip_prefix(Self::PREFIX)?;
+                is_random_hex(digits).then(|| Self(text.into()))
+            }
 
-    /// Returns the wire form.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// Returns the wire form.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl fmt::Display for ApiKeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Names a session: `sess_` and 32 lower-case hex digits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(Arc<str>);
-
-impl SessionId {
-    /// The fixed start of every session id.
-    pub const PREFIX: &str = "sess_";
-
-    /// Makes a fresh random id.
-    pub fn generate() -> Self {
-        Self(format!("{}{}", Self::PREFIX, random_hex()).into())
-    }
-
-    /// Parses the wire form; nothing for any other text.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix(Self::PREFIX)?;
-        is_random_hex(digits).then(|| Self(text.into()))
-    }
-
-    /// Returns the wire form.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+random_id!(
+    /// Names an API key of a tenant: `key_` and 32 lower-case hex digits. It is no part of the key.
+    ApiKeyId,
+    "key_"
+);
+random_id!(
+    /// Names a session: `sess_` and 32 lower-case hex digits.
+    SessionId,
+    "sess_"
+);
 
 /// Names one request to the management API: `req_` and 32 lower-case hex digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::id::TenantId;
 use crate::session::FieldError;
-use crate::tenant::{Change, LABEL_LIMIT, Limits, State};
+use crate::tenant::{Change, LABEL_LIMIT, Limits, State, is_label};
 use crate::web::Json;
 
 /// The largest number that a limit takes.
@@ -99,10 +99,6 @@ pub(super) fn label(body: Json) -> Result<String, Errors> {
         }
     }
     errors.is_empty().then_some(label).ok_or(errors)
-}
-
-fn is_label(text: &str) -> bool {
-    text.chars().count() <= LABEL_LIMIT && !text.chars().any(char::is_control)
 }
 
 fn limits(value: Json, change: &mut Change, errors: &mut Errors) {

@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::host::HostPattern;
 use crate::id::{ApiKeyId, SessionId, TenantId};
+use crate::tenant::is_label;
 
 use super::audit::Verify;
 use super::grammar::{UPSTREAM_PROXY_FILE, command, is_of_store, is_upstream_value};
@@ -478,7 +479,7 @@ fn keys(matches: &ArgMatches) -> Result<Keys, Exit> {
     let action = match name {
         "create" => {
             let label = one("label").unwrap_or_default();
-            if !KeysAction::is_label(&label) {
+            if !is_label(&label) {
                 return Err(bad("--label", "at most 100 characters, on one line"));
             }
             KeysAction::Create {

@@ -213,30 +213,9 @@ async fn line(stream: &mut UnixStream) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::Sink;
-    use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
+    use crate::cli::tests::sessions;
     use crate::seal::Keyring;
     use crate::secret::Secret;
-    use crate::session::Options;
-    use crate::store::Memory;
-
-    fn sessions(keyring: Keyring) -> Arc<Sessions> {
-        let options = Options {
-            catalogue: Arc::new(Catalogue::builtin()),
-            token_endpoints: known_token_endpoints(),
-            unscoped_secrets: false,
-            any_port: false,
-        };
-        let rules = Arc::new(AddressRules::new(Vec::new(), false));
-        let store = Arc::new(Memory::new());
-        Arc::new(Sessions::new(
-            store,
-            keyring,
-            options,
-            rules,
-            Sink::discard(),
-        ))
-    }
 
     #[tokio::test]
     async fn whoever_says_nothing_keeps_nobody_waiting() {

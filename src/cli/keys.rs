@@ -29,7 +29,7 @@ use crate::seal::Keyring;
 use crate::secret::Fingerprint;
 use crate::session::prove_offline;
 use crate::store::Disk;
-use crate::tenant::{About, KeyRecord, LABEL_LIMIT, Limits, Loaded, Tenants, generate_key};
+use crate::tenant::{About, KeyRecord, Limits, Loaded, Tenants, generate_key, is_label};
 
 /// How many tenants are asked for at once, over the API.
 const PAGE: usize = 100;
@@ -78,11 +78,6 @@ impl KeysAction {
     /// The tenant that is meant where none is named: that of the configured key.
     pub(super) fn default_tenant() -> TenantId {
         TenantId::new(TENANT)
-    }
-
-    /// Tells whether a text can be a label.
-    pub(super) fn is_label(text: &str) -> bool {
-        text.chars().count() <= LABEL_LIMIT && !text.chars().any(char::is_control)
     }
 }
 
@@ -242,7 +237,7 @@ async fn perform(tenants: &Tenants, line: &str, room: usize) -> Result<Value, St
             let hash = BASE64.decode(hash.as_bytes()).ok();
             let hash = hash.and_then(|hash| hash.as_slice().try_into().ok());
             let hash = Fingerprint::from_bytes(hash.ok_or("the call is malformed")?);
-            if !KeysAction::is_label(&label) {
+            if !is_label(&label) {
                 return Err("the call is malformed".to_owned());
             }
             if new_tenant {
@@ -402,25 +397,9 @@ fn tell(answer: &Value) -> Result<(), Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::Sink;
     use crate::cli::control::Control;
-    use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
-    use crate::session::{Options, Sessions};
-    use crate::store::Memory;
-    use crate::tenant::KEYS_LIMIT;
-
-    fn sessions() -> Arc<Sessions> {
-        let options = Options {
-            catalogue: Arc::new(Catalogue::builtin()),
-            token_endpoints: known_token_endpoints(),
-            unscoped_secrets: false,
-            any_port: false,
-        };
-        let rules = Arc::new(AddressRules::new(Vec::new(), false));
-        let (store, keyring) = (Arc::new(Memory::new()), Keyring::generate());
-        let sessions = Sessions::new(store, keyring, options, rules, Sink::discard());
-        Arc::new(sessions)
-    }
+    use crate::cli::tests::sessions;
+    use crate::tenant::{KEYS_LIMIT, LABEL_LIMIT};
 
     /// Makes a tenant with so many keys, of the longest labels there are.
     async fn make(tenants: &Tenants, name: &str, keys: usize) {
@@ -447,7 +426,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("sessions.redb");
         let control = Control::open(&store).unwrap();
-        let sessions = sessions();
+        let sessions = sessions(Keyring::generate());
         let mut expected = Vec::new();
         for (name, keys) in [("a", 3), ("b", KEYS_LIMIT), ("c", KEYS_LIMIT / 2)] {
             make(sessions.tenants(), name, keys).await;

@@ -1,9 +1,34 @@
 //! Tests of the command line: every verb, every flag, and what a mistake is told.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::*;
+use crate::audit::Sink;
 use crate::config::{Config, Disk, SETTINGS, Shape, Source};
+use crate::policy::{AddressRules, Catalogue, known_token_endpoints};
+use crate::seal::Keyring;
+use crate::session::{Options, Sessions};
+use crate::store::Memory;
+
+/// Makes sessions in memory, without a tenant.
+pub(super) fn sessions(keyring: Keyring) -> Arc<Sessions> {
+    let options = Options {
+        catalogue: Arc::new(Catalogue::builtin()),
+        token_endpoints: known_token_endpoints(),
+        unscoped_secrets: false,
+        any_port: false,
+    };
+    let rules = Arc::new(AddressRules::new(Vec::new(), false));
+    let store = Arc::new(Memory::new());
+    Arc::new(Sessions::new(
+        store,
+        keyring,
+        options,
+        rules,
+        Sink::discard(),
+    ))
+}
 
 fn parse(line: &str) -> Result<Verb, Exit> {
     let words = std::iter::once("oshu-vault").chain(line.split_whitespace());

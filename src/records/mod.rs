@@ -131,7 +131,8 @@ impl Records {
     /// Those of the store: what was done is done, and calling again goes on.
     pub async fn seal_anew(&self) -> Result<Resealed, Error> {
         let mut done = Resealed::default();
-        for key in keys(self.store.as_ref()).await? {
+        let stale = stale(self.store.as_ref(), &*self.keyring.read().await).await?;
+        for key in stale {
             let _alone = self.changing.lock().await;
             let keyring = self.keyring.read().await;
             done.reseal(self.store.as_ref(), &keyring, &key).await?;
@@ -195,7 +196,7 @@ pub fn name_refused(record: &str, why: &dyn Display) {
 /// Those of the store.
 pub async fn seal_anew_offline(store: &dyn Store, keyring: &Keyring) -> Result<Resealed, Error> {
     let mut done = Resealed::default();
-    for key in keys(store).await? {
+    for key in stale(store, keyring).await? {
         done.reseal(store, keyring, &key).await?;
     }
     Ok(done)
@@ -215,11 +216,14 @@ pub async fn keys_in_use(store: &dyn Store) -> Result<BTreeSet<KeyId>, Error> {
     Ok(ids)
 }
 
-async fn keys(store: &dyn Store) -> Result<Vec<RecordKey>, Error> {
+/// Lists the records that do not say they are under the current key, so that a start where nothing
+/// is to be done reads none of them a second time.
+async fn stale(store: &dyn Store, keyring: &Keyring) -> Result<Vec<RecordKey>, Error> {
     let mut keys = Vec::new();
     for kind in RecordKind::ALL {
-        let rows = store.load_records(*kind).await?;
-        keys.extend(rows.records.into_iter().map(|(key, _)| key));
+        let rows = store.load_records(*kind).await?.records.into_iter();
+        let stale = rows.filter(|(_, sealed)| keyring.is_current(sealed) != Ok(true));
+        keys.extend(stale.map(|(key, _)| key));
     }
     Ok(keys)
 }

@@ -18,7 +18,7 @@ use crate::secret::Secret;
 
 pub use entry::{About, Change, Closed, Loaded};
 pub use live::{Holder, Place, Tenant};
-pub use record::{KeyRecord, LABEL_LIMIT, Limits, State};
+pub use record::{KeyRecord, LABEL_LIMIT, Limits, State, is_label};
 pub use table::{KEYS_LIMIT, TENANTS_LIMIT, Tenants};
 
 /// The start of every API key that is generated: secret scanners know it by this.

@@ -16,6 +16,11 @@ const FORMAT: u32 = 1;
 /// The longest label of a key, in characters.
 pub const LABEL_LIMIT: usize = 100;
 
+/// Tells whether a text can be the label of a key: one line of at most [`LABEL_LIMIT`] characters.
+pub fn is_label(text: &str) -> bool {
+    text.chars().count() <= LABEL_LIMIT && !text.chars().any(char::is_control)
+}
+
 /// Whether a tenant may do anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -26,6 +26,8 @@ const FIELD_LIMIT: usize = 256;
 
 /// When to look again whether a tenant has room for a session: nobody knows when one ends.
 const SESSIONS_WAIT: Duration = Duration::from_secs(5);
+/// When to ask again for records as they come: nobody knows when a reader leaves.
+const READERS_WAIT: Duration = Duration::from_secs(5);
 
 /// A typed reason why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -235,6 +237,7 @@ impl Failure {
         match self {
             Self::TenantRate(wait) | Self::TooManyAttempts(wait) => Some(*wait),
             Self::TenantSessions => Some(SESSIONS_WAIT),
+            Self::TooManyReaders => Some(READERS_WAIT),
             _ => None,
         }
     }

@@ -165,6 +165,7 @@ async fn a_session_has_so_many_readers_and_no_more() {
     }
     let (mut conn, head) = ask(&scene.vault, id, API_KEY).await;
     assert_eq!(head.status, 429, "{}", head.head);
+    assert_eq!(head.header("retry-after"), Some("5"));
     let body = conn.take_until(b"}").await;
     assert!(contains(&body, "too_many_readers"));
     let other = scene.vault.session(&Scene::request()).await;

@@ -14,9 +14,6 @@ use crate::client_env::ClientEnv;
 use crate::config::{SETTINGS, Setting};
 use crate::secret::Secret;
 
-/// Variables that hold keys to a vault and are no settings of this version: with one of them the
-/// command could widen its own session. Those of settings are told by [`SETTINGS`].
-const OURS: &[&str] = &["OSHU_VAULT_ADMIN_KEY"];
 /// The start of the names of our settings, those of other versions among them.
 const OUR_SETTINGS: &str = "OSHU_VAULT__";
 
@@ -50,8 +47,7 @@ impl Environment {
         };
         let settings: Vec<String> = SETTINGS.iter().filter_map(Setting::variable).collect();
         let is_ours = |name: &OsStr| {
-            OURS.iter().any(|known| name == *known)
-                || settings.iter().any(|known| name == known.as_str())
+            settings.iter().any(|known| name == known.as_str())
                 || name.as_bytes().starts_with(OUR_SETTINGS.as_bytes())
         };
         let found = |value: &OsStr| {

@@ -1,9 +1,9 @@
 //! The file: how it is made, opened, read and changed. Everything here blocks.
 //!
 //! Two tables hold the rows: the sealed sessions, and beside them when each was last used, so that
-//! noting a use writes a few bytes. A third holds the records of other kinds. Pages of a damaged file can make the library panic:
-//! every call is caught. It must never begin anew where a file is there. Called by the thread that
-//! owns the file.
+//! noting a use writes a few bytes. A third holds the records of other kinds. Pages of a damaged
+//! file can make the library panic: every call is caught. It must never begin anew where a file is
+//! there. Called by the thread that owns the file.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -34,7 +34,7 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 const META: TableDefinition<'_, &[u8], u64> = TableDefinition::new("meta");
 /// The form of the tables, in `META`.
 const FORMAT_KEY: &[u8] = b"format";
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// What a probe writes.
 const PROBE_KEY: &[u8] = b"probe";
 /// What the library may keep of the file in memory: rows are read once.
