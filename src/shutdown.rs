@@ -1,7 +1,8 @@
 //! Draining: the signal that stops new work, the one that cuts what is left, and the tasks between.
 //!
-//! `app` makes one [`Drain`] and hands clones down: accept loops stop at [`Drain::draining`], tunnels
-//! and streams let go at [`Drain::cut`]. It must never end a task by force: a task ends itself, so
+//! `app` makes one [`Drain`] and hands clones down: connections ask for no further request at
+//! [`Drain::leaving`], accept loops stop at [`Drain::draining`], tunnels and streams let go at
+//! [`Drain::cut`]. It must never end a task by force: a task ends itself, so
 //! that its audit record tells what happened. Called by every layer that spawns.
 
 use std::time::Duration;
@@ -12,9 +13,10 @@ use tokio_util::task::TaskTracker;
 /// How long the tasks get to end themselves after the cut.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// Carries the two signals of a shutdown and counts the tasks it waits for. Clones share both.
+/// Carries the signals of a shutdown and counts the tasks it waits for. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
+    leaving: CancellationToken,
     draining: CancellationToken,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -24,6 +26,30 @@ impl Drain {
     /// Makes a drain that has not begun.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Tells whether connections are to end after the answer that they carry, since another process
+    /// serves those that come, or since draining has begun.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Waits until connections are to end after the answer that they carry.
+    pub async fn leaving(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    /// Lets every connection end after its next answer. An idle one is left open for it: who closed
+    /// it could close it upon a request that is under way.
+    pub fn leave(&self) {
+        self.leaving.cancel();
+        self.tasks.close();
+    }
+
+    /// Waits until no task is left, which can be before those are spawned that are to come unless
+    /// leaving or draining has begun.
+    pub async fn ended(&self) {
+        self.tasks.wait().await;
     }
 
     /// Tells whether draining has begun: nothing new may be accepted then.
@@ -54,6 +80,7 @@ impl Drain {
 
     /// Begins draining. Calling it again changes nothing.
     pub fn start(&self) {
+        self.leaving.cancel();
         self.draining.cancel();
         // Without this, waiting would go on for ever even when no task is left.
         self.tasks.close();
@@ -91,6 +118,22 @@ mod tests {
     /// Far beyond what any test here needs; reached only by a failing one.
     const FAR: Duration = Duration::from_mins(1);
     const SOON: Duration = Duration::from_millis(5);
+
+    #[tokio::test]
+    async fn leaving_waits_for_tasks_and_cuts_none() {
+        let drain = Drain::new();
+        let own = drain.clone();
+        drain.spawn(async move { own.leaving().await });
+        assert!(!drain.is_leaving());
+        drain.leave();
+        drain.ended().await;
+        assert!(drain.is_leaving() && !drain.is_draining() && !drain.cut.is_cancelled());
+        drain.start();
+        assert!(drain.is_draining());
+        let other = Drain::new();
+        other.start();
+        assert!(other.is_leaving(), "who drains leaves, too");
+    }
 
     #[tokio::test]
     async fn finish_without_tasks_is_clean() {

@@ -1,7 +1,11 @@
 //! Our root certificate as files: alone, and behind the public roots.
 //!
-//! The files are made once. They are public: no key is needed, and no private key is ever near.
-//! Called by the route table; image builds and sandboxes fetch them.
+//! Alone stands the root that signs now. In the bundle stand also the one that is to follow, so that
+//! who has fetched it in time trusts both, and the one before. They are public: no private key is
+//! ever near. Called by the route table; image builds and sandboxes fetch them.
+
+use std::fmt;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -12,46 +16,78 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
 
 use super::ApiState;
+use crate::authority::CertificateAuthority;
 
 /// The length of a line in a PEM file, in characters (RFC 7468 §2).
 const PEM_LINE: usize = 64;
 const PEM_TYPE: &str = "application/x-pem-file";
 
+/// Tells the certificates to trust, in DER: of the root that signs first.
+type Trusted = Arc<dyn Fn() -> Vec<Vec<u8>> + Send + Sync>;
+
 /// The three files.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Certificates {
-    der: Bytes,
-    pem: Bytes,
-    bundle: Bytes,
+    trusted: Trusted,
+    public: Arc<str>,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates").finish_non_exhaustive()
+    }
 }
 
 impl Certificates {
-    /// Makes the files from our root certificate in DER.
+    /// Makes the files from one root certificate in DER.
     pub fn new(root: &[u8]) -> Self {
-        let own = pem(root);
-        let mut bundle: String = TLS_SERVER_ROOT_CERTS.iter().map(|root| pem(root)).collect();
-        bundle.push_str(&own);
+        let root = root.to_vec();
+        Self::with(Arc::new(move || vec![root.clone()]))
+    }
+
+    /// Makes the files from what the authority says whenever they are asked for.
+    pub fn of(authority: &Arc<CertificateAuthority>) -> Self {
+        let authority = Arc::clone(authority);
+        Self::with(Arc::new(move || authority.trusted()))
+    }
+
+    fn with(trusted: Trusted) -> Self {
+        let public: String = TLS_SERVER_ROOT_CERTS.iter().map(|root| pem(root)).collect();
         Self {
-            der: Bytes::copy_from_slice(root),
-            pem: own.into(),
-            bundle: bundle.into(),
+            trusted,
+            public: public.into(),
         }
+    }
+
+    fn der(&self) -> Bytes {
+        let signs = (self.trusted)().into_iter().next();
+        signs.unwrap_or_default().into()
+    }
+
+    fn pem(&self) -> Bytes {
+        pem(&self.der()).into()
+    }
+
+    fn bundle(&self) -> Bytes {
+        let mut bundle = self.public.to_string();
+        bundle.extend((self.trusted)().iter().map(|own| pem(own)));
+        bundle.into()
     }
 }
 
 /// `GET /v1/ca.pem`: exactly one certificate.
 pub(super) async fn ca_pem(State(state): State<ApiState>) -> Response {
-    file(PEM_TYPE, state.certificates.pem.clone())
+    file(PEM_TYPE, state.certificates.pem())
 }
 
 /// `GET /v1/ca.der`: the same in DER.
 pub(super) async fn ca_der(State(state): State<ApiState>) -> Response {
-    file("application/pkix-cert", state.certificates.der.clone())
+    file("application/pkix-cert", state.certificates.der())
 }
 
 /// `GET /v1/bundle.pem`: the public roots followed by ours, for clients that replace their store.
 pub(super) async fn bundle_pem(State(state): State<ApiState>) -> Response {
-    file(PEM_TYPE, state.certificates.bundle.clone())
+    file(PEM_TYPE, state.certificates.bundle())
 }
 
 fn file(kind: &'static str, bytes: Bytes) -> Response {
@@ -93,9 +129,9 @@ mod tests {
         for length in [47, 48, 49, 500] {
             let root: Vec<u8> = (0..length).map(|n: u32| n.to_le_bytes()[0]).collect();
             let files = Certificates::new(&root);
-            assert_eq!(files.der, root);
-            assert_eq!(read(&files.pem), std::slice::from_ref(&root));
-            let bundle = read(&files.bundle);
+            assert_eq!(files.der(), root);
+            assert_eq!(read(&files.pem()), std::slice::from_ref(&root));
+            let bundle = read(&files.bundle());
             assert_eq!(bundle.len(), TLS_SERVER_ROOT_CERTS.len() + 1);
             assert_eq!(bundle.last(), Some(&root));
             assert_eq!(bundle[0], TLS_SERVER_ROOT_CERTS[0].as_ref());

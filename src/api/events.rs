@@ -92,7 +92,8 @@ impl Reader {
         }
         let silent = Instant::now() + KEEP_ALIVE;
         let drain = self.drain.clone();
-        let mut draining = pin!(drain.draining());
+        // What another process does that has taken over is told there: the reader is to come again.
+        let mut leaving = pin!(drain.leaving());
         let caller = self.caller.clone();
         let mut refused = pin!(caller.refused());
         loop {
@@ -106,7 +107,7 @@ impl Reader {
             tokio::select! {
                 biased;
                 // First: a session in use would keep the others from being looked at.
-                () = draining.as_mut() => return None,
+                () = leaving.as_mut() => return None,
                 () = refused.as_mut() => return None,
                 told = self.records.next() => return told.map(|told| part(&told)),
                 () = over => return None,

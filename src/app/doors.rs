@@ -12,11 +12,16 @@ use crate::authority::CertificateAuthority;
 use crate::config::{Config, Limits, PublicUrl, Scheme};
 use crate::host::Host;
 use crate::proxy::{LocalServer, Proxy};
-use crate::serve::{self, Certificates, Door, FileCertificate, Handler, Room};
+use crate::serve::{self, Certificates, Door, FileCertificate, Gate, Handler, Room, Sockets};
 use crate::shutdown::Drain;
 
 /// The connections of the admin listener, which the operator's alone reach.
 const ADMIN_CONNECTIONS: usize = 64;
+
+/// The names of the listeners, for sockets that come from elsewhere.
+const PLAIN: &str = "listen";
+const TLS: &str = "tls_listen";
+const ADMIN: &str = "admin_listen";
 
 /// The listeners, bound and not yet served.
 pub(super) struct Doors {
@@ -27,9 +32,13 @@ pub(super) struct Doors {
 }
 
 impl Doors {
+    /// Takes the sockets that others bound, and binds those that are missing. Every socket that has
+    /// to be taken has to be one of the configuration's.
     pub(super) async fn bind(
         config: &Config,
         authority: &Arc<CertificateAuthority>,
+        mut sockets: Sockets,
+        gate: &Gate,
     ) -> Result<Self, Error> {
         let limits = serve::Config {
             first_byte_timeout: config.limits.first_byte_timeout,
@@ -46,17 +55,21 @@ impl Doors {
             );
         }
         let room = Room::new(&limits);
-        let bind = async |key, address: Option<SocketAddr>, certificates, room: &Room| {
-            let Some(address) = address else {
-                return Ok(None);
+        let mut bind =
+            async |(key, name), address: Option<SocketAddr>, certificates, room: &Room| {
+                let Some(address) = address else {
+                    return Ok(None);
+                };
+                let from = (&mut sockets, gate);
+                let door =
+                    Door::take_or_bind((name, address), from, certificates, limits, room.clone())
+                        .await;
+                door.map(Some).map_err(|source| Error::Bind {
+                    key,
+                    address,
+                    source,
+                })
             };
-            let door = Door::bind(address, certificates, limits, room.clone()).await;
-            door.map(Some).map_err(|source| Error::Bind {
-                key,
-                address,
-                source,
-            })
-        };
         let certificates = match config.proxy.tls_listen {
             Some(_) => Some(certificates(config, authority)?),
             None => None,
@@ -68,18 +81,26 @@ impl Doors {
             newcomers: ADMIN_CONNECTIONS,
             ..limits
         });
-        Ok(Self {
-            plain: bind("proxy.listen", config.proxy.listen, None, &room).await?,
-            tls: bind(
-                "proxy.tls_listen",
-                config.proxy.tls_listen,
-                certificates,
-                &room,
+        let (plain, tls) = (config.proxy.listen, config.proxy.tls_listen);
+        let doors = Self {
+            plain: bind(("proxy.listen", PLAIN), plain, None, &room).await?,
+            tls: bind(("proxy.tls_listen", TLS), tls, certificates, &room).await?,
+            admin: bind(
+                ("admin.listen", ADMIN),
+                config.admin.listen,
+                None,
+                &admin_room,
             )
             .await?,
-            admin: bind("admin.listen", config.admin.listen, None, &admin_room).await?,
             room,
-        })
+        };
+        if let Some((name, address)) = sockets.left().next() {
+            return Err(Error::Socket {
+                name: name.to_owned(),
+                address,
+            });
+        }
+        Ok(doors)
     }
 
     pub(super) fn listening(&self) -> Listening {

@@ -134,8 +134,13 @@ impl Metrics {
         );
         page.gauge(
             "oshu_vault_draining",
-            "Whether the process is about to end.",
-            usize::from(self.proxy.drain.is_draining()),
+            "Whether the process is about to end: it drains, or another has taken over.",
+            usize::from(self.proxy.drain.is_leaving()),
+        );
+        page.gauge(
+            "oshu_vault_predecessors",
+            "Processes that this one took over from, and that serve what they have open yet.",
+            self.proxy.sessions.followers(),
         );
     }
 }

@@ -5,6 +5,7 @@
 //! so that a bad address is an error and port 0 is known. Called by the command line and by tests.
 
 mod doors;
+mod handover;
 mod metrics;
 mod settings;
 
@@ -26,18 +27,21 @@ use crate::audit::Sink;
 use crate::authority::{self, CertificateAuthority};
 use crate::config::Config;
 use crate::id::TenantId;
+use crate::policy::AddressRules;
 use crate::proxy::{Local, LocalServer, Proxy, Upload};
 use crate::seal::Keyring;
 use crate::secret::Fingerprint;
 use crate::serve::{self, Handler, Peer, Throttle};
 use crate::session::{self, Loaded, Sessions};
 use crate::shutdown::Drain;
-use crate::store::{Memory, Store};
+use crate::store::{self, Memory, Store};
 use crate::swap::Swapper;
 use crate::telemetry::Histogram;
 use crate::tenant::{self, Tenants};
 use crate::upstream::{self, Upstream};
 use crate::web::{ApiKeys, Connection};
+
+pub use self::handover::{Error as HandoverError, Handover, Hello, Inherited, Predecessor};
 
 /// The tenant of the configured API key, which always stands.
 pub const TENANT: &str = "default";
@@ -75,6 +79,21 @@ pub enum Error {
     /// The sessions of the store cannot be taken over.
     #[error("the sessions of the store cannot be taken over")]
     Sessions(#[source] session::Error),
+    /// A socket that was handed in is none of the configuration's.
+    #[error(
+        "the socket {name:?} on {address} is none of proxy.listen, proxy.tls_listen and \
+         admin.listen: name it listen, tls_listen or admin_listen, and give that setting its \
+         address"
+    )]
+    Socket {
+        /// The name that came with it.
+        name: String,
+        /// What it is bound to.
+        address: SocketAddr,
+    },
+    /// The process before did not let go of the service.
+    #[error("the running service cannot be taken over")]
+    TakeOver(#[source] handover::Error),
     /// The tenants of the store cannot be read.
     #[error("the tenants of the store cannot be read")]
     Tenants(#[source] tenant::Error),
@@ -139,6 +158,8 @@ pub struct App {
     drain: Drain,
     audit: Sink,
     drain_timeout: Duration,
+    handover_timeout: Duration,
+    handover: Arc<Handover>,
     sweepers: [JoinHandle<()>; 2],
 }
 
@@ -148,6 +169,19 @@ impl App {
     /// # Errors
     /// See [`Error`].
     pub async fn start(config: &Config, parts: Parts) -> Result<Self, Error> {
+        Self::start_with(config, parts, Inherited::default()).await
+    }
+
+    /// The same with what others had before: sockets, and a process that hands over. That one has
+    /// everything back unless this succeeds.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start_with(
+        config: &Config,
+        parts: Parts,
+        inherited: Inherited,
+    ) -> Result<Self, Error> {
         let Parts {
             authority,
             api_key,
@@ -155,7 +189,8 @@ impl App {
             storage,
         } = parts;
         let drain = Drain::new();
-        let doors = Doors::bind(config, &authority).await?;
+        let (gate, (sockets, predecessor)) = (serve::Gate::default(), inherited.split());
+        let doors = Doors::bind(config, &authority, sockets, &gate).await?;
         let listening = doors.listening();
         let own = [listening.plain, listening.tls, listening.admin]
             .into_iter()
@@ -163,24 +198,15 @@ impl App {
         let rules = Arc::new(address_rules(config).with_own(own));
         let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
         let upstream = Arc::new(upstream.map_err(Error::Upstream)?);
-        let sessions = Sessions::new(
-            storage.store,
-            storage.keyring,
-            session_options(config),
-            rules,
-            audit.clone(),
-        );
-        let tenants = tenants(config, &sessions, api_key);
-        let sessions = sessions.with_quotas(quotas(config));
-        let sessions = Arc::new(sessions.with_tenants(Arc::clone(&tenants)));
+        let (store, sessions) = live(config, (storage, api_key), rules, &audit);
         authority.keep_leaves(config.limits.leaves);
         let throttle = Arc::new(throttle(config));
         take_over(&sessions).await?;
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
-            api_keys(config, tenants, &throttle),
-            api::Certificates::new(authority.root().cert_der()),
+            api_keys(config, Arc::clone(sessions.tenants()), &throttle),
+            api::Certificates::of(&authority),
             addresses(config, &listening),
             drain.clone(),
         )
@@ -211,17 +237,23 @@ impl App {
             state,
             metrics::page(&proxy, doors.room()),
         ));
+        if let Some(predecessor) = predecessor {
+            let taken = predecessor.lead(&sessions, &drain).await;
+            taken.map_err(Error::TakeOver)?;
+        }
         doors.run(&proxy, &admin, &drain);
         let sweepers = sweepers(&sessions);
-        let drain_timeout = config.limits.drain_timeout;
+        let handover = Handover::new((gate, store), &sessions, &authority, &drain);
         Ok(Self {
+            handover: Arc::new(handover),
+            handover_timeout: config.limits.handover_timeout,
+            drain_timeout: config.limits.drain_timeout,
             listening,
             sessions,
             authority,
             proxy,
             drain,
             audit,
-            drain_timeout,
             sweepers,
         })
     }
@@ -246,6 +278,51 @@ impl App {
         handler(&self.proxy)
     }
 
+    /// Returns what hands the service over to another process.
+    pub fn handover(&self) -> &Arc<Handover> {
+        &self.handover
+    }
+
+    /// Waits until the service was handed over to another process.
+    pub async fn handed_over(&self) {
+        self.handover.done().await;
+    }
+
+    /// Serves what is open yet after the service was handed over, until that has ended, its time is
+    /// up or `stop` is: then what is left is drained. Without the other process, which alone knows
+    /// what still holds, everything is cut at once.
+    pub async fn retire(self, stop: impl Future<Output = ()>) {
+        let following = self.handover.follower();
+        let lost = async {
+            match &following {
+                Some(it) if it.is_bound => it.link.broken().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.drain.ended() => {}
+            () = lost => {
+                tracing::error!("the process that took over has gone: everything is cut");
+                self.drain.finish(Duration::ZERO).await;
+            }
+            () = stop => {
+                self.drain.finish(self.drain_timeout).await;
+            }
+            () = tokio::time::sleep(self.handover_timeout) => {
+                tracing::info!("the time for what was open is up");
+                self.drain.finish(self.drain_timeout).await;
+            }
+        }
+        for sweeper in &self.sweepers {
+            sweeper.abort();
+        }
+        self.audit.close_away().await;
+        if let Some(following) = following {
+            following.link.finish().await;
+        }
+        tracing::info!("ended after the hand-over");
+    }
+
     /// Stops accepting, lets exchanges finish, cuts what is left at the deadline.
     pub async fn drain(self) {
         let clean = self.drain.finish(self.drain_timeout).await;
@@ -267,6 +344,26 @@ fn api_keys(config: &Config, tenants: Arc<Tenants>, throttle: &Arc<Throttle>) ->
     ApiKeys::new(tenants)
         .with_admin(admin.map(|key| Fingerprint::of(key.expose())))
         .with_throttle(Arc::clone(throttle))
+}
+
+/// Makes the table of sessions with that of tenants, and what stands before their store.
+fn live(
+    config: &Config,
+    (storage, api_key): (Storage, Fingerprint),
+    rules: Arc<AddressRules>,
+    audit: &Sink,
+) -> (Arc<store::Gate>, Arc<Sessions>) {
+    let store = Arc::new(store::Gate::new(storage.store));
+    let sessions = Sessions::new(
+        Arc::clone(&store) as Arc<dyn Store>,
+        storage.keyring,
+        session_options(config),
+        rules,
+        audit.clone(),
+    );
+    let tenants = tenants(config, &sessions, api_key);
+    let sessions = sessions.with_quotas(quotas(config));
+    (store, Arc::new(sessions.with_tenants(tenants)))
 }
 
 /// Makes the table of tenants, with the one of the configuration.

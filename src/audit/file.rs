@@ -17,7 +17,7 @@ use crate::audit::head::{Head, State, Unread};
 use crate::audit::place::{
     Locked, folder, full_files, full_path, head_path, lock_names, open_own, open_to_append,
 };
-use crate::seal::Keyring;
+use crate::seal::{KeyId, Keyring};
 
 /// How much of a file is read at a time to find its last line.
 const PIECE_BYTES: u64 = 64 * 1024;
@@ -122,14 +122,23 @@ impl ChainFile {
     /// Opens the file where the chain left off. Returns also the text that begins its next segment,
     /// which is not written yet.
     pub(super) fn open(options: FileOptions, keyring: &Keyring) -> Result<(Self, Vec<u8>), Error> {
+        let keys = Keys::current(keyring).ok_or(Error::Keys)?;
+        Self::open_with(options, keys, |id| Keys::of(keyring, id))
+    }
+
+    /// The same without a keyring: under these keys, and with those that `find` knows.
+    pub(super) fn open_with(
+        options: FileOptions,
+        keys: Keys,
+        find: impl Fn(KeyId) -> Option<Keys>,
+    ) -> Result<(Self, Vec<u8>), Error> {
         let path = options.path.clone();
         let unusable = |source| Error::file(&path, source);
-        let keys = Keys::current(keyring).ok_or(Error::Keys)?;
         fs::create_dir_all(folder(&path)).map_err(|source| Error::file(folder(&path), source))?;
         let names = lock_names(&path)?;
         let mut file = open_to_append(&path).map_err(|source| Error::locking(&path, source))?;
         let full = full_files(&path).map_err(|source| Error::file(folder(&path), source))?;
-        let known = known(&path, keyring)?;
+        let known = known(&path, find)?;
         let here = tail(&path, &mut file)?;
         // It is ours: only now anything is done to it.
         file.set_permissions(fs::Permissions::from_mode(0o600))
@@ -170,6 +179,11 @@ impl ChainFile {
         let mut text = Vec::new();
         chain.begin(&mut text, why, here.torn_bytes);
         Ok((chain, text))
+    }
+
+    /// Lets go of the file, and returns what opens it again.
+    pub(super) fn into_parts(self) -> (FileOptions, Keys) {
+        (self.options.clone(), self.keys.clone())
     }
 
     /// Makes the object that begins at `start` a line of the chain.
@@ -356,8 +370,8 @@ fn resume(
 }
 
 /// Reads the head of a chain; nothing where there is none.
-fn known(path: &Path, keyring: &Keyring) -> Result<Option<Head>, Error> {
-    Head::find(path, keyring).map_err(|unread| match unread {
+fn known(path: &Path, find: impl Fn(KeyId) -> Option<Keys>) -> Result<Option<Head>, Error> {
+    Head::find_with(path, find).map_err(|unread| match unread {
         Unread::Invalid => Error::Head(head_path(path)),
         Unread::Io(source) => Error::file(&head_path(path), source),
     })

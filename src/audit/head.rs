@@ -114,6 +114,14 @@ impl Head {
 
     /// Reads the head beside the file of a chain; nothing where there is none.
     pub(super) fn find(path: &Path, keyring: &Keyring) -> Result<Option<Self>, Unread> {
+        Self::find_with(path, |id| Keys::of(keyring, id))
+    }
+
+    /// The same without a keyring: with the keys that `find` knows.
+    pub(super) fn find_with(
+        path: &Path,
+        find: impl Fn(KeyId) -> Option<Keys>,
+    ) -> Result<Option<Self>, Unread> {
         let file = match open_own(&head_path(path)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -122,17 +130,17 @@ impl Head {
         let mut text = Vec::new();
         let mut start = file.take(LIMIT_BYTES);
         start.read_to_end(&mut text).map_err(Unread::Io)?;
-        let head = Self::read(&text, keyring).ok_or(Unread::Invalid)?;
+        let head = Self::read(&text, find).ok_or(Unread::Invalid)?;
         Ok(Some(head))
     }
 
     /// Reads a head. Nothing where it is none, or was made under another key.
-    fn read(text: &[u8], keyring: &Keyring) -> Option<Self> {
+    fn read(text: &[u8], find: impl Fn(KeyId) -> Option<Keys>) -> Option<Self> {
         let line = text.strip_suffix(b"\n")?;
         let (body, mac) = chain::split_mac(line)?;
         let read: ReadHead = serde_json::from_slice(line).ok()?;
         let key = KeyId::parse(&read.key)?;
-        let keys = Keys::of(keyring, key)?;
+        let keys = find(key)?;
         // The first head stands before the first line.
         let is_first = read.last == 0 && read.first == 1;
         let is_sound = read.oldest <= read.first && (read.first <= read.last || is_first);
@@ -208,7 +216,10 @@ mod tests {
         let mac = keys.head(&line);
         chain::close(&mut line, &mac);
         line.push(b'\n');
-        assert!(Head::read(&line, &keyring).is_some(), "but for its length");
+        assert!(
+            Head::read(&line, |id| Keys::of(&keyring, id)).is_some(),
+            "but for its length"
+        );
         fs::write(head_path(&path), &line).unwrap();
         let found = Head::find(&path, &keyring);
         assert!(matches!(found, Err(Unread::Invalid)), "{found:?}");

@@ -6,6 +6,7 @@
 //! is lost, counted and told by a gap line, or refused before it begins. A file is chained, so that
 //! [`verify`] finds what was done to it. Called by the engines, `session` and the API.
 
+mod away;
 mod chain;
 mod file;
 mod head;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::host::HostPort;
 use crate::id::{SessionId, TenantId};
 
+pub use away::{Parcel, Parcels, Released};
 pub use file::FileOptions;
 pub use live::{
     READERS, READERS_PER_SESSION, READERS_PER_TENANT, Subscription, Told, TooManyReaders,

@@ -8,8 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::audit::Data;
+use crate::audit::away::{Relayed, Released};
 use crate::audit::chain::Keys;
 use crate::audit::live::Live;
 use crate::audit::tally::Tally;
@@ -25,8 +27,6 @@ const GATHER: Duration = Duration::from_millis(2);
 const GATHER_LIMIT: usize = QUEUE_LIMIT / 2;
 /// How long the writer waits after a failed write.
 const RETRY: Duration = Duration::from_millis(250);
-/// How long [`Sink::flush`] waits at most.
-const FLUSH_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 2 });
 
 /// What is handed over.
 pub(super) enum Entry {
@@ -36,8 +36,11 @@ pub(super) enum Entry {
     EndReaders(SessionId),
     /// Goes on under other keys.
     Keys(Box<Keys>),
+    /// Lets go of the file.
+    Release(oneshot::Sender<Option<Released>>),
     Event(Box<Value>),
     Record(Box<Data>),
+    Relayed(Relayed),
 }
 
 #[derive(Default)]
@@ -145,14 +148,14 @@ impl Queue {
     }
 
     /// Waits until all is written that was handed over before. Tells whether it is.
-    pub(super) fn flush(&self) -> bool {
+    pub(super) fn flush(&self, limit: Duration) -> bool {
         let mut state = self.lock();
         let goal = state.accepted;
         state.hurry = true;
         self.wake.notify_one();
         let waited = self
             .written
-            .wait_timeout_while(state, FLUSH_LIMIT, |state| state.written < goal);
+            .wait_timeout_while(state, limit, |state| state.written < goal);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.written >= goal
     }

@@ -11,11 +11,14 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::Error;
 use crate::audit::Data;
+use crate::audit::away::{Relayed, Released};
 use crate::audit::chain::Keys;
 use crate::audit::file::{ChainFile, FileOptions};
 use crate::audit::head::State as HeadState;
@@ -26,6 +29,11 @@ use crate::audit::writer::{Output, Writer, run};
 use crate::id::{SessionId, TenantId};
 use crate::policy::Catalogue;
 use crate::seal::Keyring;
+
+/// How long [`Sink::flush`] waits at most.
+const FLUSH_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 2 });
+/// How long [`Sink::close_away`] waits for another process at most.
+const AWAY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Takes audit records and event lines, and writes them as JSON lines on a thread of its own.
 ///
@@ -106,7 +114,39 @@ impl Sink {
     /// It blocks the thread: not for use inside of a busy runtime.
     pub fn flush(&self) {
         if let Some(handle) = &self.0 {
-            let _is_written = handle.0.flush();
+            handle.0.flush(FLUSH_LIMIT);
+        }
+    }
+
+    /// Lets go of the file, once all that was handed over before this call is in it and its segment
+    /// is ended: another process may write it then. What comes meanwhile waits. Nothing where lines
+    /// go to no file.
+    pub async fn release(&self) -> Option<Released> {
+        let handle = self.0.as_ref()?;
+        let (done, released) = oneshot::channel();
+        handle.0.push_order(Entry::Release(done));
+        released.await.ok().flatten()
+    }
+
+    /// Writes lines of another process, which has sent its file here. Tells whether they are written.
+    pub async fn relay(&self, lines: String) -> bool {
+        let Some(handle) = &self.0 else { return true };
+        let (written, done) = oneshot::channel();
+        handle
+            .0
+            .push_order(Entry::Relayed(Relayed { lines, written }));
+        done.await.is_ok()
+    }
+
+    /// Does as [`Sink::close`], and waits longer: for another process, which writes the lines.
+    pub async fn close_away(&self) {
+        let Some(handle) = &self.0 else { return };
+        handle.0.push_order(Entry::Close);
+        let queue = Arc::clone(&handle.0);
+        let closed = tokio::task::spawn_blocking(move || queue.flush(AWAY_LIMIT));
+        if !closed.await.unwrap_or_default() {
+            let waiting = self.stats().waiting;
+            tracing::error!(waiting, "the last audit records could not be written");
         }
     }
 
@@ -115,7 +155,7 @@ impl Sink {
     pub fn close(&self) {
         if let Some(handle) = &self.0 {
             handle.0.push_order(Entry::Close);
-            if !handle.0.flush() {
+            if !handle.0.flush(FLUSH_LIMIT) {
                 tracing::error!("the audit sink takes nothing: the last records are lost");
             }
         }
@@ -275,7 +315,6 @@ mod tests {
     use std::io;
     use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::time::Duration;
 
     use serde_json::json;
 

@@ -139,11 +139,47 @@ impl Pair {
         self.sync()
     }
 
+    /// Writes a file of the folder in the place of an earlier one: whole or not at all.
+    pub(super) fn replace(&self, path: &Path, access: Access, content: &[u8]) -> Result<(), Error> {
+        let mode = match access {
+            Access::Private => KEY_MODE,
+            Access::Public => CERT_MODE,
+        };
+        let fresh = self.folder.join(".ca.rotation.new");
+        write_new(&fresh, mode, content)?;
+        self.sync()?;
+        rename(&fresh, path)?;
+        self.sync()
+    }
+
+    /// Removes a file of the folder for good.
+    pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
+        std::fs::remove_file(path).map_err(|source| file_error("remove", path, source))?;
+        self.sync()
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.handle
             .sync_all()
             .map_err(|source| file_error("sync", &self.folder, source))
     }
+}
+
+/// The line with which the key of a text begins that holds a certificate before it.
+const KEY_BEGINS: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+
+/// Returns what stands before the key in a text.
+pub(super) fn public_part(text: &[u8]) -> &[u8] {
+    text.get(..key_start(text)).unwrap_or_default()
+}
+
+/// Returns the key of a text, without a copy.
+pub(super) fn private_part(text: &[u8]) -> &[u8] {
+    text.get(key_start(text)..).unwrap_or_default()
+}
+
+fn key_start(text: &[u8]) -> usize {
+    memchr::memmem::find(text, KEY_BEGINS).unwrap_or(text.len())
 }
 
 /// Writes a file that no one else has, with its final mode from the first moment on.

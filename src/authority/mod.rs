@@ -10,30 +10,34 @@ mod der;
 mod files;
 mod leaf;
 mod root;
+mod rotation;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{Ticketer, cipher_suite, default_provider, kx_group};
+use rustls::pki_types::CertificateDer;
 use rustls::server::ResolvesServerCertUsingSni;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 
-use crate::authority::cache::{LeafCache, Minted};
+use crate::authority::cache::{HOST_LIMIT, LeafCache, Minted};
 use crate::authority::leaf::LeafKey;
 use crate::host::Host;
 use crate::telemetry::Histogram;
 
 pub use crate::authority::root::{Root, certificate_pem, fresh_common_name};
+pub use crate::authority::rotation::{KEPT, Next, Old, Others, cancel, look, plan, written};
 
 /// Says why a root was refused or a leaf could not be minted. Always the operator's or the
 /// machine's fault, never the workload's; no message quotes a key.
@@ -105,6 +109,23 @@ pub enum Error {
         /// The library's answer.
         source: rustls::Error,
     },
+    /// There is no root that another could follow.
+    #[error("{} is no root with its key beside it; `oshu-vault ca generate` makes one", path.display())]
+    NoRoot {
+        /// The certificate's file.
+        path: PathBuf,
+    },
+    /// A root is planned already.
+    #[error(
+        "{}: a root is planned already and signs from {at}; `oshu-vault ca rotate --cancel` takes \
+         it back", path.display()
+    )]
+    Planned {
+        /// The file.
+        path: PathBuf,
+        /// From when on it signs.
+        at: String,
+    },
     /// Clients would not trust what this root signs (a name constraint, for one): the operator
     /// brings another root.
     #[error("{origin}: a leaf signed by this root does not verify; bring another root")]
@@ -117,6 +138,9 @@ pub enum Error {
     /// The root expired while in use: the operator replaces it.
     #[error("the root has expired; bring a new root or generate one")]
     RootExpired,
+    /// A root is planned for a time that is too far away.
+    #[error("a root can be planned for the next 366 days: it is made now, and its time runs")]
+    TooFar,
 }
 
 /// Tells the time; tests set it.
@@ -124,13 +148,58 @@ type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// Signs leaves and keeps them: one mint per host, renewed before its end, 10,000 hosts at most.
 pub struct CertificateAuthority {
-    root: Root,
+    root: Arc<Root>,
+    signer: RwLock<Arc<Signer>>,
+    others: Mutex<Standby>,
+    /// When the next root signs, in seconds since 1970; the largest number for never.
+    turns_at: AtomicU64,
     leaf_key: LeafKey,
-    leaves: LeafCache,
+    leaf_limit: AtomicUsize,
     base: ServerConfig,
     clock: Clock,
     minted: AtomicU64,
     mint_times: Histogram,
+}
+
+/// A root that signs, and what it signed: no leaf of one root is shown under another.
+struct Signer {
+    root: Arc<Root>,
+    leaves: LeafCache,
+}
+
+impl Signer {
+    fn new(root: Arc<Root>, leaf_limit: usize) -> Self {
+        let leaves = LeafCache::new();
+        leaves.set_limit(leaf_limit);
+        Self { root, leaves }
+    }
+}
+
+/// The roots besides the one that signs.
+#[derive(Default)]
+struct Standby {
+    next: Option<(Arc<Root>, SystemTime)>,
+    old: Option<Old>,
+    /// What the files looked like when they were read.
+    seen: Option<[Option<Seen>; 3]>,
+}
+
+/// What tells a file from the one that stood there before.
+type Seen = (u64, u64, SystemTime);
+
+/// The files of a rotation, and the certificate, which a rotation replaces.
+const WATCHED: [&str; 3] = ["ca.pem", "ca.next", "ca.old.pem"];
+
+fn seen(folder: &Path) -> [Option<Seen>; 3] {
+    WATCHED.map(|name| {
+        let about = folder.join(name).symlink_metadata().ok()?;
+        Some((about.ino(), about.len(), about.modified().ok()?))
+    })
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 impl CertificateAuthority {
@@ -150,10 +219,15 @@ impl CertificateAuthority {
         root: Root,
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
     ) -> Result<Self, Error> {
+        let root = Arc::new(root);
+        let signer = Arc::new(Signer::new(Arc::clone(&root), HOST_LIMIT));
         Ok(Self {
             root,
+            signer: RwLock::new(signer),
+            others: Mutex::default(),
+            turns_at: AtomicU64::new(u64::MAX),
             leaf_key: LeafKey::generate()?,
-            leaves: LeafCache::new(),
+            leaf_limit: AtomicUsize::new(HOST_LIMIT),
             base: base_config().map_err(|source| Error::Mint { source })?,
             clock: Box::new(clock),
             minted: AtomicU64::new(0),
@@ -161,9 +235,95 @@ impl CertificateAuthority {
         })
     }
 
-    /// Returns the root, for those who publish its certificate.
+    /// Returns the root that this process began with.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// Returns the root that signs now, for those who publish its certificate.
+    pub fn signing_root(&self) -> Arc<Root> {
+        Arc::clone(&self.signer((self.clock)()).root)
+    }
+
+    /// Returns the certificates that clients should trust now, in DER: of the root that signs, of
+    /// the one that follows, and of the one before for [`KEPT`].
+    pub fn trusted(&self) -> Vec<Vec<u8>> {
+        let now = (self.clock)();
+        let mut trusted = vec![self.signer(now).root.cert_der().to_vec()];
+        let others = self.others();
+        trusted.extend(others.next.iter().map(|(root, _)| root.cert_der().to_vec()));
+        let old = others.old.as_ref().filter(|old| now < old.until);
+        trusted.extend(old.map(|old| old.cert.to_vec()));
+        trusted
+    }
+
+    /// Looks at the files of a folder and does what is due there: a root that was planned is taken
+    /// up, one whose time has come signs, one that was taken back is forgotten. Called about once a
+    /// second; files that are as they were are not read.
+    ///
+    /// # Errors
+    /// What is wrong with the files: all stays as it was.
+    pub fn refresh(&self, folder: &Path) -> Result<(), Error> {
+        let now = (self.clock)();
+        let found = seen(folder);
+        let is_known = self.others().seen == Some(found);
+        // What is due in the files was due here before, or is at this moment.
+        if is_known && found.get(1).is_none_or(Option::is_none) {
+            return Ok(());
+        }
+        if is_known && self.turns_at.load(Ordering::Acquire) > seconds(now) {
+            return Ok(());
+        }
+        let Others { next, old } = look(folder, now)?;
+        let _turned = self.signer(now);
+        let mut others = self.others();
+        if let Some(before) = &old
+            && before.cert.as_ref() == self.current().root.cert_der()
+        {
+            // Another process was faster.
+            let root = Root::load(&folder.join("ca.pem"), &folder.join("ca.key"))?;
+            self.replace(Arc::new(root));
+        }
+        let at = next.as_ref().map_or(u64::MAX, |next| seconds(next.at));
+        others.next = next.map(|next| (Arc::new(next.root), next.at));
+        others.old = old.filter(|old| now < old.until);
+        others.seen = Some(seen(folder));
+        self.turns_at.store(at, Ordering::Release);
+        Ok(())
+    }
+
+    /// Returns what signs at a time: from the time of the next root on, that one.
+    fn signer(&self, now: SystemTime) -> Arc<Signer> {
+        // One load, for every handshake.
+        if self.turns_at.load(Ordering::Acquire) <= seconds(now) {
+            let mut others = self.others();
+            if let Some((root, at)) = others.next.take() {
+                others.old = Some(Old {
+                    cert: CertificateDer::from(self.current().root.cert_der().to_vec()),
+                    until: at.checked_add(KEPT).unwrap_or(at),
+                });
+                // The files are still to follow.
+                others.seen = None;
+                tracing::info!("the next root signs from now on");
+                self.replace(root);
+            }
+            self.turns_at.store(u64::MAX, Ordering::Release);
+        }
+        self.current()
+    }
+
+    fn current(&self) -> Arc<Signer> {
+        Arc::clone(&self.signer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn replace(&self, root: Arc<Root>) {
+        let limit = self.leaf_limit.load(Ordering::Relaxed);
+        let signer = Arc::new(Signer::new(root, limit));
+        *self.signer.write().unwrap_or_else(PoisonError::into_inner) = signer;
+    }
+
+    fn others(&self) -> MutexGuard<'_, Standby> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the host's chain and key, minting at need; safe to cancel. A mint signs on the
@@ -173,9 +333,11 @@ impl CertificateAuthority {
     /// [`Error::RootExpired`], or a fault of the machine.
     pub async fn certified_key(&self, host: &Host) -> Result<Arc<CertifiedKey>, Error> {
         let now = (self.clock)();
-        self.leaves
-            .leaf_for(host, now, || self.mint(host, now))
-            .await
+        let signer = self.signer(now);
+        let minted = signer
+            .leaves
+            .leaf_for(host, now, || self.mint(&signer.root, host, now));
+        minted.await
     }
 
     /// Returns the TLS configuration for a tunnel to one host: a copy of the one base, which
@@ -192,7 +354,8 @@ impl CertificateAuthority {
 
     /// Sets for how many hosts leaves are kept, in steps of 16; those that are too many go.
     pub fn keep_leaves(&self, limit: usize) {
-        self.leaves.set_limit(limit);
+        self.leaf_limit.store(limit, Ordering::Relaxed);
+        self.current().leaves.set_limit(limit);
     }
 
     /// Returns how many leaves were minted so far.
@@ -207,14 +370,14 @@ impl CertificateAuthority {
 
     /// Returns how many leaves are kept at the moment.
     pub fn cached(&self) -> usize {
-        self.leaves.len()
+        self.current().leaves.len()
     }
 
-    fn mint(&self, host: &Host, now: SystemTime) -> Result<Minted, Error> {
+    fn mint(&self, root: &Root, host: &Host, now: SystemTime) -> Result<Minted, Error> {
         let began = Instant::now();
-        let leaf = leaf::mint(self.root.issuer(), &self.leaf_key, host, now)?;
+        let leaf = leaf::mint(root.issuer(), &self.leaf_key, host, now)?;
         self.mint_times.observe(began.elapsed());
-        let chain = self.root.chain(leaf.cert.clone());
+        let chain = root.chain(leaf.cert.clone());
         let certified = CertifiedKey::new(chain, Arc::clone(&self.leaf_key.signing));
         self.minted.fetch_add(1, Ordering::Relaxed);
         Ok(Minted::new(Arc::new(certified), &leaf, now))

@@ -148,6 +148,20 @@ impl Root {
         )
     }
 
+    /// Takes a root from two texts of one file, as it is at a time.
+    pub(super) fn from_texts(
+        origin: &str,
+        cert_pem: &[u8],
+        key_pem: &[u8],
+        now: SystemTime,
+    ) -> Result<Self, Error> {
+        let source = Source {
+            cert: origin.to_owned(),
+            key: origin.to_owned(),
+        };
+        Self::from_parts(&source, cert_pem, key_pem, now)
+    }
+
     /// Returns the certificate as PEM: exactly one block and no other text.
     pub fn cert_pem(&self) -> &str {
         &self.cert_pem
@@ -272,13 +286,13 @@ struct Source {
 }
 
 /// A root that was just made, still with its key in writing.
-struct Generated {
-    cert_pem: String,
-    key_pem: Zeroizing<String>,
+pub(super) struct Generated {
+    pub(super) cert_pem: String,
+    pub(super) key_pem: Zeroizing<String>,
 }
 
 impl Generated {
-    fn new(common_name: &str, now: SystemTime) -> Result<Self, Error> {
+    pub(super) fn new(common_name: &str, now: SystemTime) -> Result<Self, Error> {
         if !(1..=COMMON_NAME_LIMIT_CHARS).contains(&common_name.chars().count()) {
             return Err(Error::Certificate {
                 origin: "new root".to_owned(),

@@ -5,9 +5,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::config::{
     Config, Flags, Problems, PublicUrl, SETTINGS, Scheme, Setting, Shape, Upstream,
@@ -28,6 +31,8 @@ use super::target::ServerFlags;
 const USAGE: u8 = 64;
 /// What a URL of a server looks like.
 pub(super) const URL: &str = "http://HOST[:PORT] or https://HOST[:PORT]";
+/// What a time looks like.
+const TIME: &str = "a time as 2031-05-04T03:02:01Z (RFC 3339), or now";
 const LATER_TEXT: &str = "not available in this version";
 
 /// A parsed command line.
@@ -61,7 +66,12 @@ pub enum Verb {
     /// `seal generate`, `seal rotate`.
     Seal(Seal),
     /// `serve`.
-    Serve(Flags),
+    Serve {
+        /// Where the configuration is.
+        flags: Flags,
+        /// Takes over from a running server.
+        takes_over: bool,
+    },
     /// `session create`, `list`, `show`, `delete`.
     Session(SessionCalls),
     /// `version`.
@@ -90,8 +100,21 @@ pub enum CaAction {
         /// The folder; the state directory where none is named.
         out: Option<PathBuf>,
     },
+    /// Plans a root that follows, or takes the plan back.
+    Rotate(Rotate),
     /// Prints subject, validity and fingerprint.
     Show,
+}
+
+/// What becomes of the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotate {
+    /// A fresh one signs from a time on.
+    At(SystemTime),
+    /// The one that was planned does not follow.
+    Cancel,
+    /// A fresh one signs at once.
+    Now,
 }
 
 /// A call to a server's session API.
@@ -270,7 +293,10 @@ impl Cli {
             Some(("keys", of)) => Verb::Keys(Box::new(keys(of)?)),
             Some(("run", of)) => Verb::Run(Box::new(run(of)?)),
             Some(("seal", of)) => Verb::Seal(seal(of)?),
-            Some(("serve", of)) => Verb::Serve(flags(of, |_| true)),
+            Some(("serve", of)) => Verb::Serve {
+                flags: flags(of, |_| true),
+                takes_over: of.get_flag("take-over"),
+            },
             Some(("session", of)) => Verb::Session(session(of)?),
             Some(("version", _)) => Verb::Version,
             other => return Err(not_available("", other)),
@@ -450,6 +476,20 @@ fn session(matches: &ArgMatches) -> Result<SessionCalls, Exit> {
     })
 }
 
+/// Reads the time of a rotation.
+fn rotate(at: Option<&String>) -> Result<Rotate, Exit> {
+    match at.map(String::as_str) {
+        Some("now") => Ok(Rotate::Now),
+        Some(text) => match OffsetDateTime::parse(text, &Rfc3339) {
+            Ok(at) => Ok(Rotate::At(at.into())),
+            Err(_malformed) => Err(Exit::usage(format!("error: --at expects {TIME}"))),
+        },
+        None => Err(Exit::usage(format!(
+            "error: ca rotate expects --at with {TIME}, or --cancel"
+        ))),
+    }
+}
+
 fn seal(matches: &ArgMatches) -> Result<Seal, Exit> {
     match matches.subcommand() {
         Some(("generate", of)) => Ok(Seal::Generate {
@@ -528,6 +568,8 @@ fn ca(matches: &ArgMatches) -> Result<Ca, Exit> {
     let action = match name {
         "export" => CaAction::Export { out },
         "generate" => CaAction::Generate { out },
+        "rotate" if of.get_flag("cancel") => CaAction::Rotate(Rotate::Cancel),
+        "rotate" => CaAction::Rotate(rotate(texts(of, "at").first())?),
         "show" => CaAction::Show,
         _ => return Err(not_available("ca ", matches.subcommand())),
     };

@@ -1,13 +1,15 @@
-//! `ca show`, `ca export`, `ca generate`: the certificate authority in the state directory.
+//! `ca show`, `ca export`, `ca generate`, `ca rotate`: the certificate authority in the state
+//! directory.
 //!
-//! Showing and exporting read the certificate alone; the key is written once, by the generation,
-//! and is never read or printed here.
+//! A key is written by the generation and by the rotation, and never printed. What a rotation plans
+//! a running server finds by itself, within a second.
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
@@ -15,12 +17,17 @@ use rustls::pki_types::pem::PemObject as _;
 use time::format_description::well_known::Rfc3339;
 use x509_parser::time::ASN1Time;
 
-use super::args::{Ca, CaAction};
+use super::args::{Ca, CaAction, Rotate};
 use super::state::{CA_FILE, CA_KEY_FILE, Error};
 use super::{Exit, print};
-use crate::authority::{Root, certificate_pem, fresh_common_name};
+use crate::authority::{
+    Others, Root, cancel, certificate_pem, fresh_common_name, look, plan, written,
+};
 use crate::config::{Flags, Source, state_dir};
 
+/// The files of the roots beside the one that signs.
+const NEXT_FILE: &str = "ca.next";
+const OLD_FILE: &str = "ca.old.pem";
 /// The most bytes of the certificate's file; a real one has a few hundred.
 const FILE_LIMIT_BYTES: u64 = 64 * 1024;
 
@@ -31,13 +38,64 @@ pub(super) fn ca(ca: &Ca) -> Result<(), Exit> {
         CaAction::Export { out } => export(&folder()?, out.as_deref()),
         CaAction::Generate { out: Some(out) } => generate(out),
         CaAction::Generate { out: None } => generate(&folder()?),
+        CaAction::Rotate(what) => rotate(&folder()?, *what, SystemTime::now()),
         CaAction::Show => show(&folder()?),
     }
 }
 
 fn show(folder: &Path) -> Result<(), Exit> {
     let path = folder.join(CA_FILE);
-    print(&describe(&path, &read(folder)?)?)
+    // First, so that what is due is done before anything is read.
+    let others = if path.exists() {
+        look(folder, SystemTime::now()).map_err(|error| Exit::startup(&error))?
+    } else {
+        Others::default()
+    };
+    print(&all(&describe(&path, &read(folder)?)?, folder, &others)?)
+}
+
+/// Puts the roots beside the one that signs behind it.
+fn all(first: &str, folder: &Path, others: &Others) -> Result<String, Exit> {
+    let mut text = first.to_owned();
+    let time = |at| written(at).map_err(|error| Exit::startup(&error));
+    if let Some(next) = &others.next {
+        text.push_str("\nThe root that follows; /v1/bundle.pem has it already:\n");
+        push(&mut text, "signs from", &time(next.at)?);
+        text.push_str(&describe(&folder.join(NEXT_FILE), next.root.cert_der())?);
+    }
+    if let Some(old) = &others.old {
+        text.push_str("\nThe root before; /v1/bundle.pem has it for a while:\n");
+        push(&mut text, "until", &time(old.until)?);
+        text.push_str(&describe(&folder.join(OLD_FILE), &old.cert)?);
+    }
+    Ok(text)
+}
+
+fn rotate(folder: &Path, what: Rotate, now: SystemTime) -> Result<(), Exit> {
+    let at = match what {
+        Rotate::Cancel => {
+            let cancelled = cancel(folder, now).map_err(|error| Exit::startup(&error))?;
+            return print(if cancelled {
+                "the plan is taken back\n"
+            } else {
+                "no root was planned\n"
+            });
+        }
+        Rotate::At(at) if at <= now => {
+            return Err(Exit::usage(
+                "error: --at is in the past; --at now lets the new root sign at once".to_owned(),
+            ));
+        }
+        Rotate::At(at) => at,
+        Rotate::Now => now,
+    };
+    if !folder.join(CA_FILE).exists() {
+        return Err(Exit::startup(&Error::NoAuthority(folder.to_owned())));
+    }
+    let others = plan(folder, &fresh_common_name(), at, now);
+    let others = others.map_err(|error| Exit::startup(&error))?;
+    let path = folder.join(CA_FILE);
+    print(&all(&describe(&path, &read(folder)?)?, folder, &others)?)
 }
 
 fn export(folder: &Path, out: Option<&Path>) -> Result<(), Exit> {

@@ -1,17 +1,18 @@
 //! The control socket: how a command of the same user asks a running server for something.
 //!
 //! It lies beside the store's file, whose lock keeps a second server away from both. Only the
-//! owner may connect. One line is read, one line of JSON is answered, both within deadlines. No key
-//! and no secret passes here: sealing keys are read from where the server read them, and of an API
-//! key comes the hash. Called by `serve`, `seal` and `keys`.
+//! owner may connect. One line is read, one line of JSON is answered, both within deadlines; a
+//! successor goes on talking. No key and no secret passes here: sealing keys are read from where the
+//! server read them, and of an API key comes the hash. Called by `serve`, `seal` and `keys`.
 
-use std::fs::{Permissions, remove_file, set_permissions};
+use std::fs::{Permissions, remove_file, rename, set_permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,13 +22,18 @@ use tokio::time::timeout;
 
 use super::chain;
 use super::sealing::KeySource;
+use crate::app::{self, Handover, Hello, Predecessor};
+use crate::id::fill_random;
 use crate::seal::KeyId;
+use crate::serve::Sockets;
 use crate::session::{Rotated, Sessions};
 
 /// Asks the server to read its sealing keys again and to seal everything under the first.
 const ROTATE: &str = "seal rotate";
 /// Asks the server for something about API keys, which follows in JSON.
 pub(super) const KEYS: &str = "keys ";
+/// Asks the server to hand over to the process at the other end; what that has follows.
+const TAKE_OVER: &str = "take over ";
 /// The longest line.
 const LINE_LIMIT_BYTES: u64 = 64 * 1024;
 /// How many commands may be there together.
@@ -49,6 +55,9 @@ pub(super) enum Error {
     /// The server could not do it.
     #[error("{0}")]
     Refused(String),
+    /// The server did not hand over.
+    #[error("the running server does not hand over")]
+    NotHandedOver(#[source] app::HandoverError),
 }
 
 /// Returns where the socket of a store is.
@@ -58,41 +67,74 @@ fn socket(store: &Path) -> PathBuf {
     path.into()
 }
 
-/// A socket that is open; its file goes with it.
+/// A socket that is open; its file goes with it, unless another process has put its own there.
 #[derive(Debug)]
 pub(super) struct Control {
     listener: UnixListener,
     path: PathBuf,
+    file: (u64, u64),
 }
 
 impl Control {
     /// Opens the socket beside the file of a store that this process has locked.
     pub(super) fn open(store: &Path) -> io::Result<Self> {
         let path = socket(store);
-        // What lies there is of a server that was killed: the store's lock is ours.
-        match remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let mut bytes = [0; 8];
+        fill_random(&mut bytes);
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(format!(".{}", HEXLOWER.encode(&bytes)));
+        let fresh = PathBuf::from(fresh);
+        let listener = UnixListener::bind(&fresh)?;
+        // What lies there is of a server that was killed or has handed over: the lock is ours.
+        let placed = set_permissions(&fresh, Permissions::from_mode(0o600))
+            .and_then(|()| identity(&fresh))
+            .and_then(|file| rename(&fresh, &path).map(|()| file));
+        match placed {
+            Ok(file) => Ok(Self {
+                listener,
+                path,
+                file,
+            }),
+            Err(error) => {
+                drop(remove_file(&fresh));
+                Err(error)
+            }
         }
-        let listener = UnixListener::bind(&path)?;
-        set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path })
     }
 
-    /// Answers commands; one that is slow to ask keeps no other waiting.
-    pub(super) async fn serve(self, sessions: Arc<Sessions>, keys: KeySource) {
-        self.serve_with(ASK_TIMEOUT, sessions, keys).await;
+    /// Answers commands until the server was handed over; one that is slow to ask keeps no other
+    /// waiting.
+    pub(super) async fn serve(
+        self,
+        sessions: Arc<Sessions>,
+        keys: KeySource,
+        handover: Option<Arc<Handover>>,
+    ) {
+        self.serve_with(ASK_TIMEOUT, sessions, keys, handover).await;
     }
 
-    async fn serve_with(self, patience: Duration, sessions: Arc<Sessions>, keys: KeySource) {
+    async fn serve_with(
+        self,
+        patience: Duration,
+        sessions: Arc<Sessions>,
+        keys: KeySource,
+        handover: Option<Arc<Handover>>,
+    ) {
         // Read and taken by one at a time, or keys that were read earlier would be taken later.
         let keys = Arc::new(Mutex::new(keys));
         let mut commands = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 Some(done) = commands.join_next() => {
-                    if let Ok(Err(error)) = done {
-                        tracing::warn!(%error, "a command was not answered");
+                    match done {
+                        Ok(Ok(After::HandedOver)) => {
+                            // The others have their answers yet.
+                            commands.detach_all();
+                            return;
+                        }
+                        Ok(Ok(After::Next)) => {}
+                        Ok(Err(error)) => tracing::warn!(%error, "a command was not answered"),
+                        Err(error) => tracing::error!(%error, "a command ended before its answer"),
                     }
                     continue;
                 }
@@ -101,7 +143,10 @@ impl Control {
             match accepted {
                 Ok((stream, _)) => {
                     let (sessions, keys) = (Arc::clone(&sessions), Arc::clone(&keys));
-                    commands.spawn(async move { answer(stream, patience, &sessions, &keys).await });
+                    let handover = handover.clone();
+                    commands.spawn(async move {
+                        answer(stream, patience, &sessions, &keys, handover.as_deref()).await
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket cannot accept");
@@ -114,10 +159,27 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if let Err(error) = remove_file(&self.path) {
+        let removed = match identity(&self.path) {
+            Ok(file) if file != self.file => return,
+            Ok(_own) => remove_file(&self.path),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
             tracing::debug!(%error, "the control socket cannot be removed");
         }
     }
+}
+
+/// Tells one file from another that has its name.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let about = path.symlink_metadata()?;
+    Ok((about.dev(), about.ino()))
+}
+
+/// What comes after a command.
+enum After {
+    Next,
+    HandedOver,
 }
 
 async fn answer(
@@ -125,12 +187,24 @@ async fn answer(
     patience: Duration,
     sessions: &Sessions,
     keys: &Mutex<KeySource>,
-) -> io::Result<()> {
+    handover: Option<&Handover>,
+) -> io::Result<After> {
     let peer = stream.peer_cred()?.uid();
     if peer != rustix::process::geteuid().as_raw() && peer != 0 {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let line = timeout(patience, line(&mut stream)).await??;
+    let hello = line.trim_end().strip_prefix(TAKE_OVER);
+    if let (Some(hello), Some(handover)) = (hello, handover) {
+        if let Err(error) = handover.offer(hello, stream).await {
+            tracing::error!(
+                error = chain(&error),
+                "not handed over: this server goes on"
+            );
+            return Ok(After::Next);
+        }
+        return Ok(After::HandedOver);
+    }
     let answer = match line.trim_end() {
         ROTATE => rotate(sessions, &*keys.lock().await).await,
         line if line.starts_with(KEYS) => {
@@ -141,7 +215,8 @@ async fn answer(
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": error }));
     let answer = format!("{answer}\n");
-    timeout(patience, stream.write_all(answer.as_bytes())).await?
+    timeout(patience, stream.write_all(answer.as_bytes())).await??;
+    Ok(After::Next)
 }
 
 async fn rotate(sessions: &Sessions, keys: &KeySource) -> Result<Value, String> {
@@ -194,6 +269,20 @@ pub(super) async fn ask(store: &Path, what: &str) -> Result<Value, Error> {
     }
 }
 
+/// Connects to the server that has a store open; nothing where there is none.
+pub(super) async fn find(store: &Path) -> Option<UnixStream> {
+    UnixStream::connect(socket(store)).await.ok()
+}
+
+/// Asks a server to hand over to this process.
+pub(super) async fn ask_to_hand_over(
+    stream: UnixStream,
+    hello: &Hello,
+) -> Result<(Predecessor, Sockets), Error> {
+    let asked = Predecessor::ask(stream, TAKE_OVER, hello).await;
+    asked.map_err(Error::NotHandedOver)
+}
+
 async fn line(stream: &mut UnixStream) -> io::Result<String> {
     let mut line = String::new();
     let mut reader = BufReader::new(stream.take(LINE_LIMIT_BYTES));
@@ -225,7 +314,7 @@ mod tests {
         let key = Secret::new(Keyring::fresh_key().as_bytes().to_vec());
         let sessions = sessions(Keyring::parse(key.expose()).unwrap());
         let hour = Duration::from_hours(1);
-        let serving = tokio::spawn(control.serve_with(hour, sessions, KeySource::Given(key)));
+        let serving = tokio::spawn(control.serve_with(hour, sessions, KeySource::Given(key), None));
         let mut silent = Vec::new();
         for _ in 1..COMMANDS {
             silent.push(UnixStream::connect(socket(&store)).await.unwrap());
@@ -251,5 +340,27 @@ mod tests {
             panic!("{error:?}")
         };
         assert_eq!(cause.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_socket_takes_the_place_of_another_and_goes_without_touching_its_successor() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("sessions.redb");
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            entries
+                .map(|entry| entry.unwrap().file_name())
+                .collect::<Vec<_>>()
+        };
+        let before = Control::open(&store).unwrap();
+        let mode = socket(&store).metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let after = Control::open(&store).unwrap();
+        drop(before);
+        assert_eq!(names(), ["sessions.redb.sock"]);
+        assert!(find(&store).await.is_some());
+        drop(after);
+        assert!(names().is_empty());
+        assert!(find(&store).await.is_none());
     }
 }

@@ -45,7 +45,13 @@ a file is wrong, which is named on stderr, or cannot be read; 64, a wrong comman
 pub(super) fn command() -> Command {
     let serve = Command::new("serve")
         .about("Run the server")
-        .args(serve_args());
+        .args(serve_args())
+        .arg(
+            Arg::new("take-over")
+                .long("take-over")
+                .action(ArgAction::SetTrue)
+                .help("Take over from the running server of this state directory, if there is one"),
+        );
     let check = Command::new("check-config")
         .about("Check the configuration and print what is in effect, without secrets")
         .args(serve_args());
@@ -212,19 +218,31 @@ fn ca_command() -> Command {
             .arg(path("state-dir", "DIR").help("The state directory"))
     };
     Command::new("ca")
-        .about("Show, export and generate the certificate authority")
+        .about("Show, export, generate and rotate the certificate authority")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
             about(
                 "show",
-                "Print subject, validity and fingerprint of the root",
+                "Print subject, validity and fingerprint of the root, and of those beside it",
             ),
             about("export", "Write the root's certificate")
                 .arg(path("out", "FILE").help("The file; stdout without it")),
             about("generate", "Make a root with its key")
                 .arg(path("out", "DIR").help("The folder; the state directory without it")),
-            later("rotate"),
+            about(
+                "rotate",
+                "Let a fresh root follow, at a time that clients are ready for",
+            )
+            .args([
+                text("at", "TIME")
+                    .conflicts_with("cancel")
+                    .help("From when on it signs: 2031-05-04T03:02:01Z, or now"),
+                Arg::new("cancel")
+                    .long("cancel")
+                    .action(ArgAction::SetTrue)
+                    .help("Take the plan back"),
+            ]),
         ])
 }
 

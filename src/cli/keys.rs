@@ -438,7 +438,7 @@ mod tests {
             expected.push((name, 0));
         }
         let key = crate::secret::Secret::new(Keyring::fresh_key().as_bytes().to_vec());
-        let serving = control.serve(Arc::clone(&sessions), KeySource::Given(key));
+        let serving = control.serve(Arc::clone(&sessions), KeySource::Given(key), None);
         let serving = tokio::spawn(serving);
         let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
         loop {

@@ -31,7 +31,8 @@ mod version;
 mod workload;
 
 pub use args::{
-    Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Run, SessionAction, SessionCalls, Verb,
+    Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Rotate, Run, SessionAction,
+    SessionCalls, Verb,
 };
 pub use audit::Verify;
 pub use keys::{Keys, KeysAction};
@@ -43,6 +44,7 @@ pub use target::{ServerFlags, Target};
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::TcpListener;
 use std::process::ExitCode;
 
 use crate::telemetry;
@@ -69,12 +71,16 @@ impl Exit {
 /// Runs the program with its arguments, the program's own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     telemetry::hush_panics();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
     let ended = Cli::parse_from(arguments).and_then(|cli| {
+        let sockets = match cli.verb {
+            Verb::Serve { .. } => serve::given_sockets(),
+            _ => Vec::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|error| Exit::startup(&error))?;
-        let ended = runtime.block_on(perform(cli.verb));
+        let ended = runtime.block_on(perform(cli.verb, sockets));
         runtime.shutdown_background();
         ended
     });
@@ -94,7 +100,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-async fn perform(verb: Verb) -> Result<u8, Exit> {
+async fn perform(verb: Verb, sockets: Vec<std::io::Result<TcpListener>>) -> Result<u8, Exit> {
     match verb {
         Verb::Audit(verify) => audit::verify(verify).await.map(|()| 0),
         Verb::Ca(ca) => ca::ca(&ca).map(|()| 0),
@@ -106,7 +112,13 @@ async fn perform(verb: Verb) -> Result<u8, Exit> {
         Verb::Keys(of) => Box::pin(keys::keys(*of)).await.map(|()| 0),
         Verb::Run(flags) => Box::pin(run::run(*flags)).await,
         Verb::Seal(seal) => seal::seal(seal).await.map(|()| 0),
-        Verb::Serve(flags) => serve::serve(flags).await.map(|()| 0),
+        Verb::Serve { flags, takes_over } => {
+            let given = serve::Given {
+                takes_over,
+                sockets,
+            };
+            Box::pin(serve::serve(flags, given)).await.map(|()| 0)
+        }
         Verb::Session(calls) => session::session(&calls).await.map(|()| 0),
         Verb::Version => version::version().map(|()| 0),
     }

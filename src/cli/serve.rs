@@ -1,38 +1,67 @@
-//! `serve`: the server, from its configuration to its drain.
+//! `serve`: the server, from its configuration to its drain, or to the end of what it has open when
+//! another process has taken over.
 //!
 //! Stdout carries JSON lines only: the API key at the first start of `--dev`, the addresses when
-//! all listeners are bound, then audit records unless they go to a file. Everything else goes to
-//! stderr.
+//! all listeners are bound, then audit records unless they go to a file, and that another process
+//! took over. Everything else goes to stderr.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use super::control::Control;
+use super::control::{self, Control};
 use super::sealing::{self, KeySource};
 use super::state;
 use super::{Exit, STARTUP, chain};
-use crate::app::{App, Parts, Storage};
-use crate::audit::{FileOptions, Sink};
+use crate::app::{App, Hello, Inherited, Parts, Storage};
+use crate::audit::{Error as AuditError, FileOptions, Sink};
+use crate::authority::CertificateAuthority;
 use crate::config::{AuditSink, Config, Flags, OnFull, Source};
 use crate::secret::Fingerprint;
+use crate::serve::Sockets;
 use crate::telemetry;
 
+/// How long the end of another writer of the audit file is waited for.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
+const AUDIT_PAUSE: Duration = Duration::from_millis(50);
+/// The names of the sockets that the system hands in.
+const SOCKET_NAMES: &str = "LISTEN_FDNAMES";
+
+/// Takes the listening sockets that the system hands in (`LISTEN_FDS`). Called before any thread is
+/// there: it takes variables out of the environment.
+pub(super) fn given_sockets() -> Vec<std::io::Result<TcpListener>> {
+    let mut given = listenfd::ListenFd::from_env();
+    let taken = (0..given.len()).map(|index| given.take_tcp_listener(index).transpose());
+    taken.flatten().collect()
+}
+
+/// What `serve` is given besides its configuration.
+#[derive(Debug)]
+pub(super) struct Given {
+    /// Takes over from a running server.
+    pub(super) takes_over: bool,
+    /// The sockets of the system.
+    pub(super) sockets: Vec<std::io::Result<TcpListener>>,
+}
+
 /// Runs the server until it is told to stop.
-pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
+pub(super) async fn serve(flags: Flags, given: Given) -> Result<(), Exit> {
     let source = Source::process(flags);
     let config = Config::load(&source)?;
     start_log(&config, &source)?;
     protect_process();
     let authority = state::authority(&config).map_err(|error| Exit::startup(&error))?;
+    let inherited = inherit(&config, &source, given, &authority).await?;
     let storage = sealing::storage(&config).await;
     let storage = storage.map_err(|error| Exit::startup(&error))?;
     let (api_key, is_new) = state::api_key(&config, &source).map_err(|e| Exit::startup(&e))?;
     let events = Sink::to_writer(Box::new(std::io::stdout()));
-    let audit = audit(&config, &storage, &events)?;
+    let audit = audit(&config, &storage, &events).await?;
     if is_new {
         let text = String::from_utf8_lossy(api_key.expose());
         events.event(json!({ "event": "api_key", "api_key": text }));
@@ -45,18 +74,29 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
         storage,
     };
     // Before the listeners, so that no signal is missed once they are announced.
-    let stop = Stop::new()?;
-    let app = App::start(&config, parts)
+    let mut stop = Stop::new()?;
+    let app = App::start_with(&config, parts, inherited)
         .await
         .map_err(|error| Exit::startup(&error))?;
     let control = control(&config, &app);
+    let roots = Arc::clone(app.authority());
+    let roots = tokio::spawn(state::watch_authority(roots, config.state_dir.clone()));
     events.event(ready(&app, &config.state_dir.join(state::CA_FILE)));
     if config.dev {
         tracing::warn!("--dev: loopback upstreams and unscoped secrets are allowed");
     }
-    stop.wait().await;
-    tracing::info!("draining");
-    app.drain().await;
+    tokio::select! {
+        () = stop.wait() => {
+            tracing::info!("draining");
+            app.drain().await;
+        }
+        () = app.handed_over() => {
+            tracing::info!("handed over: what is open is served to its end");
+            events.event(json!({ "event": "handed_over" }));
+            app.retire(stop.wait()).await;
+        }
+    }
+    roots.abort();
     if let Some(control) = control {
         control.abort();
         // Its end removes the socket's file.
@@ -67,7 +107,7 @@ pub(super) async fn serve(flags: Flags) -> Result<(), Exit> {
 }
 
 /// Makes the sink of audit records: the stream of all events, or a file.
-fn audit(config: &Config, storage: &Storage, events: &Sink) -> Result<Sink, Exit> {
+async fn audit(config: &Config, storage: &Storage, events: &Sink) -> Result<Sink, Exit> {
     let audit = &config.audit;
     let sink = match audit.sink {
         AuditSink::Stdout => events.clone(),
@@ -77,7 +117,16 @@ fn audit(config: &Config, storage: &Storage, events: &Sink) -> Result<Sink, Exit
                 rotate_bytes: audit.rotate_bytes,
                 keep: audit.keep,
             };
-            let sink = Sink::to_file(options, &storage.keyring);
+            let since = Instant::now();
+            let sink = loop {
+                match Sink::to_file(options.clone(), &storage.keyring) {
+                    // A process that had handed over to one that is gone writes its last lines.
+                    Err(AuditError::InUse(_)) if since.elapsed() < AUDIT_PATIENCE => {
+                        tokio::time::sleep(AUDIT_PAUSE).await;
+                    }
+                    tried => break tried,
+                }
+            };
             sink.map_err(|error| Exit::failed(&format!("audit.file: {}", chain(&error))))?
         }
     };
@@ -89,12 +138,54 @@ fn audit(config: &Config, storage: &Storage, events: &Sink) -> Result<Sink, Exit
 
 /// Lets commands of the same user reach the server, where there is a store that they may be about.
 fn control(config: &Config, app: &App) -> Option<JoinHandle<()>> {
-    let store = config.store.file(&config.state_dir)?;
+    let store = config.store.beside(&config.state_dir)?;
     let control = Control::open(&store).inspect_err(|error| {
         tracing::warn!(%error, "no control socket: sealing keys can be rotated at a restart only");
     });
     let (sessions, keys) = (Arc::clone(app.sessions()), KeySource::of(config));
-    Some(tokio::spawn(control.ok()?.serve(sessions, keys)))
+    let handover = Some(Arc::clone(app.handover()));
+    Some(tokio::spawn(control.ok()?.serve(sessions, keys, handover)))
+}
+
+/// Takes what others had before: the system's sockets, and a running server's whole service.
+async fn inherit(
+    config: &Config,
+    source: &Source,
+    given: Given,
+    authority: &CertificateAuthority,
+) -> Result<Inherited, Exit> {
+    let names = source.variable(SOCKET_NAMES).unwrap_or_default();
+    let names = names.to_string_lossy();
+    let mut names = names.split(':');
+    let mut sockets = Sockets::default();
+    for socket in given.sockets {
+        let name = names.next().unwrap_or_default();
+        let added = socket.and_then(|socket| sockets.add(name, socket));
+        added.map_err(|error| Exit::failed(&format!("LISTEN_FDS: socket {name:?}: {error}")))?;
+    }
+    let mut inherited = Inherited {
+        given: sockets,
+        predecessor: None,
+    };
+    if !given.takes_over {
+        return Ok(inherited);
+    }
+    let Some(store) = config.store.beside(&config.state_dir) else {
+        return Err(Exit::usage(
+            "error: --take-over: what store.url = \"memory\" keeps ends with its process"
+                .to_owned(),
+        ));
+    };
+    let Some(stream) = control::find(&store).await else {
+        tracing::info!("no server to take over from");
+        return Ok(inherited);
+    };
+    let keys = KeySource::of(config).read().await;
+    let keys = keys.map_err(|error| Exit::startup(&error))?;
+    let hello = Hello::new(authority, keys.ids());
+    let asked = control::ask_to_hand_over(stream, &hello).await;
+    inherited.predecessor = Some(asked.map_err(|error| Exit::startup(&error))?);
+    Ok(inherited)
 }
 
 fn ready(app: &App, ca: &PathBuf) -> serde_json::Value {
@@ -154,7 +245,7 @@ impl Stop {
         })
     }
 
-    pub(super) async fn wait(mut self) {
+    pub(super) async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

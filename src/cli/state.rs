@@ -4,8 +4,10 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use crate::authority::{CertificateAuthority, Error as AuthorityError, Root};
+use super::chain;
+use crate::authority::{CertificateAuthority, Error as AuthorityError, Root, look};
 use crate::config::{Config, Source};
 use crate::secret::Secret;
 use crate::tenant::generate_key;
@@ -14,6 +16,8 @@ use crate::tenant::generate_key;
 pub(super) const CA_FILE: &str = "ca.pem";
 /// The file of the root's key.
 pub(super) const CA_KEY_FILE: &str = "ca.key";
+/// How often it is looked whether a root is to follow.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The file of the generated API key.
 pub(super) const API_KEY_FILE: &str = "api.key";
 
@@ -58,21 +62,46 @@ pub(super) fn authority(config: &Config) -> Result<Arc<CertificateAuthority>, Er
     let folder = &config.state_dir;
     let root = if config.dev {
         make_folder(folder)?;
-        Root::load_or_generate(folder)
+        // A rotation that was cut short leaves halves that only it can put together.
+        look(folder, SystemTime::now()).and_then(|_others| Root::load_or_generate(folder))
     } else {
         let (certificate, key) = (folder.join(CA_FILE), folder.join(CA_KEY_FILE));
         if !certificate.exists() && !key.exists() {
             return Err(Error::NoAuthority(folder.clone()));
         }
-        Root::load(&certificate, &key)
+        look(folder, SystemTime::now()).and_then(|_others| Root::load(&certificate, &key))
     };
     let root = root.map_err(Error::Authority)?;
     for warning in root.warnings() {
         tracing::warn!(warning, "the certificate authority");
     }
-    Ok(Arc::new(
-        CertificateAuthority::new(root).map_err(Error::Authority)?,
-    ))
+    let authority = CertificateAuthority::new(root).map_err(Error::Authority)?;
+    authority.refresh(folder).map_err(Error::Authority)?;
+    Ok(Arc::new(authority))
+}
+
+/// Watches for a root that follows, for as long as the process runs.
+pub(super) async fn watch_authority(authority: Arc<CertificateAuthority>, folder: PathBuf) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told = String::new();
+    loop {
+        ticks.tick().await;
+        let (own, at) = (Arc::clone(&authority), folder.clone());
+        let looked = tokio::task::spawn_blocking(move || own.refresh(&at)).await;
+        let now = match looked {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(error)) => chain(&error),
+            Err(panic) => panic.to_string(),
+        };
+        if now != told && !now.is_empty() {
+            tracing::error!(
+                error = now,
+                "the next root cannot be taken up; all stays as it is"
+            );
+        }
+        told = now;
+    }
 }
 
 /// Finds the tenant's API key: configured, kept, or made just now. Tells whether it is new.

@@ -96,12 +96,8 @@ fn later_verbs_are_refused_by_name() {
         "accounts set 1 --paid true",
         "token mint --user-id 1",
         "openapi",
-        "ca rotate",
     ] {
-        let name = line
-            .split(' ')
-            .take(if line.starts_with("ca") { 2 } else { 1 });
-        let name = name.collect::<Vec<_>>().join(" ");
+        let name = line.split(' ').next().unwrap();
         let expected = format!("error: {name}: not available in this version");
         assert_eq!(refused(line), expected, "{line}");
     }
@@ -192,7 +188,8 @@ fn every_flag_of_the_table_reaches_its_setting() {
                 Shape::One => format!("{verb} --{flag} value"),
                 Shape::Many => format!("{verb} --{flag} one --{flag} two"),
             };
-            let (Verb::Serve(flags) | Verb::CheckConfig(flags)) = parse(&line).unwrap() else {
+            let (Verb::Serve { flags, .. } | Verb::CheckConfig(flags)) = parse(&line).unwrap()
+            else {
                 panic!("{line}");
             };
             let values = match setting.shape {
@@ -233,7 +230,7 @@ fn every_flag_of_the_table_reaches_its_setting() {
 fn serve_reads_its_flags_into_a_configuration() {
     let line = "serve --dev --listen 127.0.0.1:0 --state-dir /s --resolve a.example=127.0.0.1:1 \
                 --resolve b.example=::1 --allow-cidr 10.0.0.0/8 --log text --upstream-ca /r.pem";
-    let Verb::Serve(flags) = parse(line).unwrap() else {
+    let Verb::Serve { flags, takes_over } = parse(line).unwrap() else {
         panic!("serve");
     };
     let source = Source::new(Vec::new(), Box::new(Disk), flags);
@@ -242,9 +239,11 @@ fn serve_reads_its_flags_into_a_configuration() {
     assert_eq!(config.proxy.listen, Some("127.0.0.1:0".parse().unwrap()));
     assert_eq!(config.upstream.resolve.len(), 2);
     assert_eq!(config.state_dir, Path::new("/s"));
-    let Verb::Serve(flags) = parse("serve --config /f").unwrap() else {
+    assert!(!takes_over);
+    let Verb::Serve { flags, takes_over } = parse("serve --config /f --take-over").unwrap() else {
         panic!("serve");
     };
+    assert!(takes_over);
     assert_eq!(flags.config(), Some(Path::new("/f")));
 }
 
@@ -531,4 +530,41 @@ fn audit_lines_are_verified_whole_or_by_file() {
     ] {
         assert_eq!(parse(line).unwrap_err().code, 64, "{line}");
     }
+}
+
+#[test]
+fn a_root_is_rotated_at_a_time() {
+    let rotate = |line: &str| match parse(line) {
+        Ok(Verb::Ca(Ca {
+            action: CaAction::Rotate(what),
+            ..
+        })) => what,
+        other => panic!("{line}: {other:?}"),
+    };
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_935_630_181);
+    assert_eq!(
+        rotate("ca rotate --at 2031-05-04T03:03:01Z"),
+        Rotate::At(at)
+    );
+    assert_eq!(
+        rotate("ca rotate --at 2031-05-04T05:03:01+02:00 --state-dir /s"),
+        Rotate::At(at)
+    );
+    assert_eq!(rotate("ca rotate --at now"), Rotate::Now);
+    assert_eq!(rotate("ca rotate --cancel"), Rotate::Cancel);
+    for line in [
+        "ca rotate",
+        "ca rotate --at tomorrow",
+        "ca rotate --at 2031-05-04",
+        "ca rotate --at 2031-05-04T03:03:01",
+        "ca rotate --at 2031-13-04T03:03:01Z",
+        "ca rotate --at 1935630181",
+    ] {
+        let text = refused(line);
+        assert!(
+            text.contains("2031-05-04T03:02:01Z (RFC 3339), or now"),
+            "{line}: {text}"
+        );
+    }
+    assert!(refused("ca rotate --at now --cancel").contains("--cancel"));
 }

@@ -195,6 +195,8 @@ pub struct Limits {
     pub dns_timeout: Duration,
     /// For exchanges in flight after the signal to stop.
     pub drain_timeout: Duration,
+    /// How long what is open is served after another process has taken over.
+    pub handover_timeout: Duration,
     /// For the head of an answer, from the last byte of its request on; none to wait for it.
     pub answer_timeout: Option<Duration>,
     /// For an exchange in which no byte goes either way; none to wait.
@@ -273,6 +275,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             dns_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
+            handover_timeout: Duration::from_hours(1),
             answer_timeout: None,
             exchange_idle_timeout: None,
             connections: 10_000,
@@ -331,6 +334,12 @@ impl Store {
             Self::Redb => Some(state_dir.join(Self::FILE)),
             Self::RedbAt(path) => Some(path.clone()),
         }
+    }
+
+    /// Returns the path beside which the server can be asked for something by its user, and taken
+    /// over from; nothing where there is nothing to ask for.
+    pub fn beside(&self, state_dir: &Path) -> Option<PathBuf> {
+        self.file(state_dir)
     }
 }
 

@@ -344,6 +344,9 @@ pub const SETTINGS: &[Setting] = &[
         "5000", "Milliseconds for one look-up of a name."),
     setting!("limits.drain_timeout_ms", config.limits.drain_timeout, Anywhere, None,
         "30000", "Milliseconds for exchanges in flight after the signal to stop."),
+    setting!("limits.handover_timeout_ms", config.limits.handover_timeout, Anywhere, None,
+        "3600000", "Milliseconds that what is open is served after another process has taken over; \
+         what is left then is drained."),
     setting!("limits.answer_timeout_ms", config.limits.answer_timeout, Anywhere, None,
         "300000", "Milliseconds for the head of an answer after the last byte of its request went up, \
          or none: a model may think for minutes before its first word."),

@@ -119,7 +119,7 @@ impl LocalServer {
         let is_head = head.method() == b"HEAD";
         let mut keep_alive = !closes(&head.fields, head.version)
             && head.version == Version::Http11
-            && !self.drain.is_draining();
+            && !self.drain.is_leaving();
         let (pieces, upload) = mpsc::channel(PIECES_AHEAD);
         let (request, framing) = match local_request(&head, peer, Upload(upload)) {
             Ok(request) => request,

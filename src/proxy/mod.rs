@@ -226,7 +226,7 @@ impl Proxy {
         request_framing(head) == Ok(Framing::None)
             && head.version == Version::Http11
             && !closes(&head.fields, head.version)
-            && !self.drain.is_draining()
+            && !self.drain.is_leaving()
     }
 
     /// Answers a head that could not be read. There is no telling where the next one starts.

@@ -329,7 +329,7 @@ pub(super) async fn run(
     let keep_alive = request.keep_alive
         && !early
         && framing != Framing::UntilClose
-        && !lane.proxy.drain.is_draining();
+        && !lane.proxy.drain.is_leaving();
     let ends_with_the_connection = plan.sent == Framing::UntilClose;
     let mut flow = begin(answer, plan, keep_alive);
     if let Err(error) = flow.prime(&mut lease.connection) {

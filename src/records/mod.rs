@@ -24,6 +24,38 @@ pub struct Records {
     keyring: Arc<RwLock<Keyring>>,
     /// One change at a time, so that a rotation puts no older record in place of a newer one.
     changing: Mutex<()>,
+    listener: Listener,
+}
+
+/// What other processes that serve from the same records have to know.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// Something holds from now on that is not durable yet, in words of whoever keeps the record.
+    Ahead(&'a RecordKey, &'a str),
+    /// A record was deleted.
+    Deleted(&'a RecordKey),
+    /// A record was written: this is how it stands in the store.
+    Written(&'a RecordKey, &'a [u8]),
+}
+
+/// Who is told of changes, in their order; it must not wait.
+#[derive(Default)]
+struct Listener(Option<Box<dyn Fn(News<'_>) + Send + Sync>>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.0.is_some()).finish()
+    }
+}
+
+/// What became of a record that another process wants to be written.
+pub enum Replaced {
+    /// It is written. This is what it says.
+    Written(Zeroizing<Vec<u8>>),
+    /// What stands in the store is not what that process had read: nothing was written.
+    Changed,
+    /// It was not sealed by one of ours: nothing was written.
+    Refused(Refused),
 }
 
 /// The records of one kind, as they were found.
@@ -49,6 +81,17 @@ pub enum Refused {
     Strange,
 }
 
+impl fmt::Debug for Replaced {
+    /// Shows what became of it, and nothing of what it says.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Written(_) => f.write_str("Written"),
+            Self::Changed => f.write_str("Changed"),
+            Self::Refused(why) => f.debug_tuple("Refused").field(why).finish(),
+        }
+    }
+}
+
 /// What sealing records anew did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resealed {
@@ -67,6 +110,25 @@ impl Records {
             store,
             keyring,
             changing: Mutex::new(()),
+            listener: Listener::default(),
+        }
+    }
+
+    /// Sets who is told of changes.
+    #[must_use]
+    pub fn telling(mut self, listener: impl Fn(News<'_>) + Send + Sync + 'static) -> Self {
+        self.listener = Listener(Some(Box::new(listener)));
+        self
+    }
+
+    /// Tells what holds already, before it is durable.
+    pub fn tell_ahead(&self, key: &RecordKey, what: &str) {
+        self.tell(News::Ahead(key, what));
+    }
+
+    fn tell(&self, news: News<'_>) {
+        if let Listener(Some(listener)) = &self.listener {
+            listener(news);
         }
     }
 
@@ -78,7 +140,63 @@ impl Records {
         let _alone = self.changing.lock().await;
         let keyring = self.keyring.read().await;
         let sealed = keyring.seal(&context(key), plain);
-        self.store.put_record(key, sealed).await
+        self.put_sealed(key, sealed).await
+    }
+
+    async fn put_sealed(&self, key: &RecordKey, sealed: Vec<u8>) -> Result<(), Error> {
+        let told = self.listener.0.is_some().then(|| sealed.clone());
+        self.store.put_record(key, sealed).await?;
+        if let Some(sealed) = told {
+            self.tell(News::Written(key, &sealed));
+        }
+        Ok(())
+    }
+
+    /// Writes what another process has sealed, where that stands in the store yet which it had read;
+    /// it is sealed anew under the current key.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: nobody knows then whether it is there.
+    pub async fn replace(
+        &self,
+        key: &RecordKey,
+        was: Option<&[u8]>,
+        sealed: &[u8],
+    ) -> Result<Replaced, Error> {
+        let _alone = self.changing.lock().await;
+        if self.store.record(key).await?.as_deref() != was {
+            return Ok(Replaced::Changed);
+        }
+        let keyring = self.keyring.read().await;
+        let plain = match keyring.open(&context(key), sealed) {
+            Ok(plain) => plain,
+            Err(why) => return Ok(Replaced::Refused(why.into())),
+        };
+        let sealed = keyring.seal(&context(key), &plain);
+        self.put_sealed(key, sealed).await?;
+        Ok(Replaced::Written(plain))
+    }
+
+    /// Reads a record as it stands in the store, after all changes that were told of.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn sealed(&self, key: &RecordKey) -> Result<Option<Vec<u8>>, Error> {
+        let _alone = self.changing.lock().await;
+        self.store.record(key).await
+    }
+
+    /// Opens a record that another process has written.
+    ///
+    /// # Errors
+    /// [`Refused::Sealed`].
+    pub async fn unseal(
+        &self,
+        key: &RecordKey,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Refused> {
+        let opened = self.keyring.read().await.open(&context(key), sealed);
+        opened.map_err(Refused::Sealed)
     }
 
     /// Deletes a record, and tells whether there was one.
@@ -87,7 +205,9 @@ impl Records {
     /// [`Error::Unavailable`]: nobody knows then whether it is there.
     pub async fn delete(&self, key: &RecordKey) -> Result<bool, Error> {
         let _alone = self.changing.lock().await;
-        self.store.delete_record(key).await
+        let deleted = self.store.delete_record(key).await?;
+        self.tell(News::Deleted(key));
+        Ok(deleted)
     }
 
     /// Reads one record: nothing where there is none, and why where it does not open.

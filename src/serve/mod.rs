@@ -4,6 +4,7 @@
 //! back when its task ends. What happens on a connection is the business of the handler that `app`
 //! gives. This module never looks at a head.
 
+mod handover;
 mod limit;
 mod tls;
 
@@ -23,6 +24,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::shutdown::Drain;
 use crate::wire::{Connection, Io, tune};
 
+pub use handover::{Gate, Sockets};
 pub use limit::{Crowded, Newcomer, Newcomers, Seats, Throttle};
 pub use tls::{Error, FileCertificate};
 
@@ -99,7 +101,8 @@ impl Room {
 
 /// A listener that is bound and not yet served.
 pub struct Door {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
+    gate: Gate,
     address: SocketAddr,
     certificates: Option<Certificates>,
     config: Config,
@@ -127,9 +130,44 @@ impl Door {
         room: Room,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
+        Self::over(listener, certificates, config, room)
+    }
+
+    /// Takes the listener of an address from sockets that were bound elsewhere, by its name or by
+    /// the address; binds one where there is none.
+    ///
+    /// # Errors
+    /// As [`Door::bind`].
+    pub async fn take_or_bind(
+        (name, address): (&'static str, SocketAddr),
+        (sockets, gate): (&mut Sockets, &Gate),
+        certificates: Option<Certificates>,
+        config: Config,
+        room: Room,
+    ) -> io::Result<Self> {
+        let mut door = match sockets.take(name, address) {
+            None => Self::bind(address, certificates, config, room).await?,
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                let listener = TcpListener::from_std(listener)?;
+                Self::over(listener, certificates, config, room)?
+            }
+        };
+        gate.enter(name, &door.listener);
+        door.gate = gate.clone();
+        Ok(door)
+    }
+
+    fn over(
+        listener: TcpListener,
+        certificates: Option<Certificates>,
+        config: Config,
+        room: Room,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         Ok(Self {
-            listener,
+            listener: Arc::new(listener),
+            gate: Gate::default(),
             address,
             certificates,
             config,
@@ -142,7 +180,8 @@ impl Door {
         self.address
     }
 
-    /// Accepts until the drain starts. Each connection is a task of the drain.
+    /// Accepts until the drain starts or the gate closes for good. Each connection is a task of the
+    /// drain.
     pub async fn run(self, handler: Handler, drain: Drain) {
         let door = Arc::new(Inner {
             certificates: self.certificates,
@@ -153,7 +192,18 @@ impl Door {
         let mut rest = REST.0;
         loop {
             let accepted = tokio::select! {
+                biased;
                 () = drain.draining() => return,
+                () = self.gate.closing() => {
+                    let is_open = tokio::select! {
+                        () = drain.draining() => false,
+                        is_open = self.gate.is_open() => is_open,
+                    };
+                    if is_open {
+                        continue;
+                    }
+                    return;
+                }
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {

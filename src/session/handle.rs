@@ -164,6 +164,11 @@ impl SessionHandle {
         self.cut.is_cancelled()
     }
 
+    /// Tells whether all sessions of its tenant are cut.
+    pub(super) fn is_cut_with_tenant(&self) -> bool {
+        self.place.tenant().cut().is_cancelled()
+    }
+
     /// Waits until the session is cut, for good.
     pub async fn ended(&self) {
         self.cut.cancelled().await;
@@ -207,17 +212,22 @@ impl SessionHandle {
         Arc::clone(&self.standing.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts a new standing in place: the view first, then the version that announces it.
+    /// Puts a new standing in place: the view first, then the version that announces it. One that
+    /// another process was faster to replace changes nothing.
     pub(super) fn replace(&self, standing: Standing) {
-        self.life
-            .change(standing.spec.ttl, standing.spec.max_lifetime);
         let version = standing.view.version;
         let view = Arc::clone(&standing.view);
-        *self
-            .standing
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(standing);
-        self.version.store(version, Ordering::Release);
+        let lifetimes = (standing.spec.ttl, standing.spec.max_lifetime);
+        {
+            let standing_now = self.standing.write();
+            let mut now = standing_now.unwrap_or_else(PoisonError::into_inner);
+            if version <= now.view.version {
+                return;
+            }
+            self.life.change(lifetimes.0, lifetimes.1);
+            *now = Arc::new(standing);
+            self.version.store(version, Ordering::Release);
+        }
         let cut = self.open.cut_unless(|target, is_spliced| {
             let grant = view.decide(target, &self.rules);
             grant.is_ok() && (!is_spliced || view.splice(target, &self.rules).is_some())

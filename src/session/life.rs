@@ -124,6 +124,12 @@ impl Life {
         self.last_used.fetch_max(self.age(), Ordering::Release);
     }
 
+    /// Notes a use that was so long ago.
+    pub(super) fn used(&self, idle: Duration) {
+        let then = self.age().saturating_sub(millis(idle));
+        self.last_used.fetch_max(then, Ordering::Release);
+    }
+
     /// Changes both lifetimes and starts the first one anew: before it changes, so that nobody
     /// measures the old idleness by the new lifetime.
     pub(super) fn change(&self, ttl: Duration, max_lifetime: Duration) {

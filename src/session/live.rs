@@ -18,6 +18,7 @@ use super::capture;
 use super::credential::Credential;
 use super::handle::{Counters, SessionHandle, Standing};
 use super::life::{Clock, Life};
+use super::link::Peers;
 use super::quota::{Open, Quotas};
 use super::record::{self, Written, millis};
 use super::spec::{FieldError, Form, Options, Spec, Warning};
@@ -94,6 +95,8 @@ pub struct Sessions {
     pub(super) store_times: Histogram,
     /// One rotation at a time.
     pub(super) rotating: tokio::sync::Mutex<()>,
+    /// Other processes that serve the same sessions.
+    pub(super) peers: Arc<Peers>,
     /// Compared with where there is no session, so that both cases do the same work.
     decoy: Fingerprint,
 }
@@ -109,7 +112,10 @@ impl Sessions {
     ) -> Self {
         let decoy = Credential::generate().fingerprint();
         let keyring = Arc::new(tokio::sync::RwLock::new(keyring));
-        let records = Arc::new(Records::new(Arc::clone(&store), Arc::clone(&keyring)));
+        let peers = Arc::new(Peers::default());
+        let records = Records::new(Arc::clone(&store), Arc::clone(&keyring));
+        let told = Arc::clone(&peers);
+        let records = Arc::new(records.telling(move |news| told.tell_news(news)));
         Self {
             table: DashMap::new(),
             store,
@@ -124,6 +130,7 @@ impl Sessions {
             refused: Mutex::default(),
             store_times: Histogram::default(),
             rotating: tokio::sync::Mutex::default(),
+            peers,
             decoy,
         }
     }
@@ -311,6 +318,7 @@ impl Sessions {
         let handle = own.filter(deletable).ok_or(Error::NotFound)?;
         let mut audit = self.record(tenant, id, "deleted");
         let is_first = handle.end();
+        self.peers.tell_gone(&[row_key(tenant, id)], None);
         let _after_a_patch = handle.changing.lock().await;
         if self.in_table(id).is_some() {
             self.forget(&handle).await?;
@@ -424,22 +432,37 @@ impl Sessions {
         record
     }
 
-    /// Seals a record and makes it durable.
+    /// Seals a record, makes it durable, and tells whoever else serves the session.
     pub(super) async fn persist(
+        &self,
+        owner: (&TenantId, &SessionId),
+        written: &Written<'_>,
+        last_used: u64,
+    ) -> Result<(), Error> {
+        if let Some(row) = self.put_sealed(owner, written, last_used).await? {
+            self.peers.tell_row(&row_key(owner.0, owner.1), &row, None);
+        }
+        Ok(())
+    }
+
+    /// Seals a record and makes it durable. Returns the row where there is anybody to tell.
+    pub(super) async fn put_sealed(
         &self,
         (tenant, id): (&TenantId, &SessionId),
         written: &Written<'_>,
         last_used: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Row>, Error> {
         let keyring = self.keyring.read().await;
         let row = Row {
             sealed: record::encode(&keyring, (tenant, id), written),
             last_used,
         };
+        let told = self.peers.any().then(|| row.clone());
         let began = Instant::now();
         let put = self.store.put(&row_key(tenant, id), row).await;
         self.store_times.observe(began.elapsed());
-        put.map_err(Error::Store)
+        put.map_err(Error::Store)?;
+        Ok(told)
     }
 }
 

@@ -18,6 +18,8 @@ use crate::id::{SessionId, TenantId};
 use crate::seal::{self, Context, Keyring};
 use crate::store::{Row, RowKey, Rows, Store};
 
+/// The version of a session that was just created.
+const FIRST_VERSION: u64 = 1;
 /// How many refused rows are named in the log one by one.
 const NAMED: usize = 1000;
 
@@ -115,12 +117,8 @@ impl Sessions {
         })
     }
 
-    /// Makes a session live again. Tells whether it lives; one that does not enters
-    /// the table all the same, so that it ends as any other.
-    fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
-        let tenant = self.tenants.find(&key.tenant);
-        let tenant = tenant.filter(|tenant| tenant.created() <= record.created);
-        let place = tenant.ok_or(Refused::NoTenant)?.place_for_known();
+    /// Makes of a record what requests look at.
+    fn standing(&self, record: Opened) -> Result<Standing, Refused> {
         let spec = Spec::parse(&record.form, &self.options).map_err(|_fields| Refused::Invalid)?;
         let tokens = record
             .tokens
@@ -132,27 +130,102 @@ impl Sessions {
         if !fresh.is_empty() {
             return Err(Refused::Unreadable);
         }
+        Ok(Standing {
+            form: record.form,
+            spec,
+            view: Arc::new(view),
+        })
+    }
+
+    /// Takes over a row that another process has made durable: a new session, or a newer version
+    /// of one. An older one, and one of a session that was cut here, changes nothing.
+    pub(super) fn adopt(&self, keyring: &Keyring, key: &RowKey, row: &Row) -> Result<(), Refused> {
+        let owner = (&key.tenant, &key.session);
+        let record = record::decode(keyring, owner, &row.sealed)?;
+        match self.in_table(&key.session) {
+            None => self.revive(key, row, record).map(drop),
+            Some(own) if own.tenant != key.tenant || own.is_cut() => Ok(()),
+            Some(own) if record.version <= own.version() => Ok(()),
+            Some(own) => {
+                own.replace(self.standing(record)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes durable and live what another process sealed: a session that it created, or the next
+    /// version of one. Returns the row as it was written.
+    pub(super) async fn write_for(&self, key: &RowKey, row: Row) -> Result<Row, String> {
+        let (record, row) = {
+            let keyring = self.keyring.read().await;
+            let owner = (&key.tenant, &key.session);
+            let record = record::decode(&keyring, owner, &row.sealed);
+            let record = record.map_err(|why| why.to_string())?;
+            // Under the current key: the other process may not know it yet.
+            let plain = keyring.open(&record::context(owner), &row.sealed);
+            let plain = plain.map_err(|why| why.to_string())?;
+            let sealed = keyring.seal(&record::context(owner), &plain);
+            (record, Row { sealed, ..row })
+        };
+        let put = async || {
+            let put = self.store.put(key, row.clone()).await;
+            put.map_err(|error| error.to_string())
+        };
+        let Some(own) = self.in_table(&key.session) else {
+            if record.version != FIRST_VERSION {
+                return Err("the session has ended".to_owned());
+            }
+            put().await?;
+            // It can have no place here by now: its tenant ended.
+            let revived = self.revive(key, &row, record);
+            let lives = revived.map_err(|why| why.to_string())?;
+            return lives
+                .then_some(row)
+                .ok_or_else(|| "the session has ended".to_owned());
+        };
+        let _alone = own.changing.lock().await;
+        if own.tenant != key.tenant || own.is_cut() {
+            return Err("the session has ended".to_owned());
+        }
+        if record.version != own.version() + 1 {
+            return Err("the session was changed meanwhile".to_owned());
+        }
+        let standing = self.standing(record).map_err(|why| why.to_string())?;
+        put().await?;
+        if own.is_cut() {
+            // Whoever cut it waits for us, and then deletes the row.
+            return Err("the session has ended".to_owned());
+        }
+        own.replace(standing);
+        Ok(row)
+    }
+
+    /// Makes a session live again. Tells whether it lives; one that expired enters the table cut,
+    /// so that its row is deleted as that of any other.
+    fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
+        let tenant = self.tenants.find(&key.tenant);
+        let tenant = tenant.filter(|tenant| tenant.created() <= record.created);
+        let place = tenant.ok_or(Refused::NoTenant)?.place_for_known();
+        let (credential, created) = (record.credential, record.created);
+        let standing = self.standing(record)?;
+        let (ttl, max_lifetime) = (standing.spec.ttl, standing.spec.max_lifetime);
         let now = SystemTime::now();
         // A clock that was set back makes nobody younger than just born, nor used after now.
-        let age = now.duration_since(record.created).unwrap_or_default();
+        let age = now.duration_since(created).unwrap_or_default();
         let idle = record::millis(now).saturating_sub(row.last_used);
         let life = Life::resumed(
             self.clock.clone(),
-            (spec.ttl, spec.max_lifetime),
+            (ttl, max_lifetime),
             (age, Duration::from_millis(idle)),
         );
         let handle = Arc::new(self.handle(Begun {
             id: key.session.clone(),
             tenant: key.tenant.clone(),
             place,
-            credential: record.credential,
-            created: record.created,
+            credential,
+            created,
             life,
-            standing: Standing {
-                form: record.form,
-                spec,
-                view: Arc::new(view),
-            },
+            standing,
         }));
         let lives = !handle.is_over();
         self.table.insert(key.session.clone(), handle);

@@ -85,6 +85,17 @@ impl Sessions {
         self.seal_anew().await
     }
 
+    /// Keeps a rotation from beginning for as long as the guard is held; nothing where one is under
+    /// way.
+    pub fn hold_rotations(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.rotating.try_lock().ok()
+    }
+
+    /// Returns the ids of the sealing keys, the current one first.
+    pub async fn key_ids(&self) -> Vec<KeyId> {
+        self.keyring.read().await.ids().collect()
+    }
+
     /// Goes on with a rotation that was interrupted, and does nothing where there is none.
     ///
     /// # Errors
@@ -145,7 +156,8 @@ impl Sessions {
         };
         let last_used = handle.last_used();
         let owner = (&handle.tenant, &handle.id);
-        self.persist(owner, &written, last_used).await?;
+        // It says what it said: nobody has to be told.
+        drop(self.put_sealed(owner, &written, last_used).await?);
         Ok(Outcome::Sealed)
     }
 }

@@ -20,25 +20,39 @@ const TOGETHER: usize = 64;
 impl Sessions {
     /// Cuts what has expired and closes idle upstream connections. Called about once a second.
     pub fn cut_expired(&self) {
+        let follows = self.peers.follows();
+        let mut gone = Vec::new();
         for handle in self.all() {
-            if handle.is_over() {
-                self.end(&handle);
-            } else {
+            if !handle.is_over() {
                 handle.pool.sweep();
+            } else if !follows && self.end_untold(&handle) {
+                gone.push(row_key(&handle.tenant, &handle.id));
             }
+            // Where this one follows, the process that has the store decides, and records it.
         }
+        self.peers.tell_gone(&gone, None);
     }
 
     /// Ends a session that is over without a call of its own: all that it has is cut and given back,
     /// and the first to do so tells why. Nothing is forgotten that has not come through here, or
     /// through the deletion that was asked for.
     pub(super) fn end(&self, handle: &SessionHandle) {
+        if self.end_untold(handle) {
+            let key = row_key(&handle.tenant, &handle.id);
+            self.peers.tell_gone(&[key], None);
+        }
+    }
+
+    /// The same for many: whoever calls this tells other processes of those that ended.
+    fn end_untold(&self, handle: &SessionHandle) -> bool {
         // What was cut with its tenant, and has not ended yet.
         let action = if handle.is_cut() { "ended" } else { "expired" };
-        if handle.end() {
+        let is_first = handle.end();
+        if is_first {
             let mut audit = self.record(&handle.tenant, &handle.id, action);
             audit.decision(Decision::Allowed, "ok");
         }
+        is_first
     }
 
     /// Deletes the rows of what was cut, and notes in the store when sessions were last used, each
@@ -46,6 +60,14 @@ impl Sessions {
     pub async fn settle(&self) {
         let (over, live): (Vec<_>, Vec<_>) =
             self.all().into_iter().partition(|handle| handle.is_cut());
+        let (over, ended_elsewhere): (Vec<_>, Vec<_>) = over
+            .into_iter()
+            .partition(|handle| !self.peers.follows() || !handle.is_cut_with_tenant());
+        for handle in ended_elsewhere {
+            // The process that has the store deletes the rows of a tenant that has ended.
+            handle.end();
+            self.table.remove(&handle.id);
+        }
         // Their tenant cut them since the others were looked at, perhaps.
         for handle in &over {
             self.end(handle);

@@ -6,6 +6,7 @@
 //! [`Store`].
 
 mod disk;
+mod gate;
 mod memory;
 
 use std::error::Error as StdError;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use crate::id::{SessionId, TenantId};
 
 pub use disk::Disk;
+pub use gate::{Gate, Handing};
 pub use memory::Memory;
 
 /// A boxed future that borrows for `'a`: what lets [`Store`] be used behind a pointer.
@@ -192,5 +194,17 @@ pub trait Store: Send + Sync + Debug {
     /// Why it takes none, as far as is known at this moment. Nothing is tried here.
     fn health(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// Lets go of what one process alone may have open, so that another can take it; changes that
+    /// were asked for before are done first. Tells whether there was such a thing: a store that
+    /// several processes use at once has none, and goes on.
+    fn release(&self) -> BoxFuture<'_, Result<bool, Error>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    /// Takes back what was let go of. Where that fails it is tried again, as after any failure.
+    fn reclaim(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
     }
 }

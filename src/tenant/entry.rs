@@ -81,6 +81,15 @@ impl Table {
         }
     }
 
+    /// Refuses a tenant's keys and cuts its sessions, for good.
+    pub(super) fn close(&mut self, id: &TenantId) {
+        if let Some(entry) = self.tenants.get(id) {
+            entry.tenant.cut().cancel();
+            let record = entry.record.clone();
+            self.drop_keys(&record, id);
+        }
+    }
+
     pub(super) fn drop_keys(&mut self, record: &Record, id: &TenantId) {
         for key in &record.keys {
             let owner = self.keys.get(&key.fingerprint);

@@ -6,6 +6,7 @@
 //! which takes places for sessions, by `web` for API keys, and by the API and the command line.
 
 mod entry;
+mod kin;
 mod live;
 mod record;
 mod table;

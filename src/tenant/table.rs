@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use data_encoding::BASE64;
 use tokio::sync::watch;
 
 use super::Error;
@@ -21,6 +22,10 @@ use crate::records::{Records, Refused, name_refused};
 use crate::secret::Fingerprint;
 use crate::store::{RecordKey, RecordKind};
 
+/// What is told ahead of a tenant that was closed, and of a key that was revoked, before its hash.
+pub(super) const CLOSED: &str = "closed";
+pub(super) const REVOKED: &str = "revoked ";
+
 /// The most tenants.
 pub const TENANTS_LIMIT: usize = 10_000;
 /// The most keys of one tenant.
@@ -29,7 +34,7 @@ pub const KEYS_LIMIT: usize = 100;
 /// All tenants.
 #[derive(Debug)]
 pub struct Tenants {
-    records: Arc<Records>,
+    pub(super) records: Arc<Records>,
     defaults: Limits,
     burst: u32,
     /// Tenants of the configuration, which always stand, and their keys.
@@ -38,7 +43,7 @@ pub struct Tenants {
     /// Told of every change of the table.
     changed: watch::Sender<()>,
     /// One change at a time.
-    changing: tokio::sync::Mutex<()>,
+    pub(super) changing: tokio::sync::Mutex<()>,
 }
 
 impl Tenants {
@@ -277,10 +282,9 @@ impl Tenants {
             let entry = table.tenants.get(id).map(|entry| entry.record.clone());
             let keys = entry.into_iter().flat_map(|record| record.keys);
             for hash in keys.filter(|one| one.id == *key).map(|one| one.fingerprint) {
-                table.revoked.insert(hash);
-                if !self.has_configured(&hash) {
-                    table.keys.remove(&hash);
-                }
+                self.forbid(&mut table, &hash);
+                let hash = BASE64.encode(hash.as_bytes());
+                self.tell_ahead(id, &format!("{REVOKED}{hash}"));
             }
         }
         let mut gone = None;
@@ -313,10 +317,21 @@ impl Tenants {
         let Some(entry) = table.tenants.get(id) else {
             return is_refused.then_some(Closed::Refused).ok_or(Error::NotFound);
         };
-        let (tenant, record) = (Arc::clone(&entry.tenant), entry.record.clone());
-        tenant.cut().cancel();
-        table.drop_keys(&record, id);
+        let tenant = Arc::clone(&entry.tenant);
+        table.close(id);
+        self.tell_ahead(id, CLOSED);
         Ok(Closed::Live(tenant))
+    }
+
+    pub(super) fn forbid(&self, table: &mut Table, key: &Fingerprint) {
+        table.revoked.insert(*key);
+        if !self.has_configured(key) {
+            table.keys.remove(key);
+        }
+    }
+
+    fn tell_ahead(&self, id: &TenantId, what: &str) {
+        self.records.tell_ahead(&key_of(id), what);
     }
 
     /// Deletes the record of what was closed, and of nothing that was made under its name since.
@@ -396,7 +411,7 @@ impl Tenants {
     }
 
     /// Takes a record that opened; tells whether this version can read it.
-    fn take(&self, key: &RecordKey, plain: &[u8]) -> bool {
+    pub(super) fn take(&self, key: &RecordKey, plain: &[u8]) -> bool {
         let id = TenantId::parse(&key.name);
         let Some((id, record)) = id.zip(Record::decode(plain)) else {
             name_refused(&key.to_string(), &Refused::Unreadable);
@@ -413,7 +428,7 @@ impl Tenants {
     }
 
     /// Ends a tenant whose record is gone; one of the configuration stands without.
-    fn vanish(&self, id: &TenantId) {
+    pub(super) fn vanish(&self, id: &TenantId) {
         self.write().refused.remove(id);
         if self.is_configured(id) {
             return self.apply(id, Record::new(UNIX_EPOCH));
@@ -469,7 +484,7 @@ impl Tenants {
         table.tenants.insert(id.clone(), Entry { tenant, record });
     }
 
-    fn is_configured(&self, id: &TenantId) -> bool {
+    pub(super) fn is_configured(&self, id: &TenantId) -> bool {
         self.configured.iter().any(|(owner, _)| owner == id)
     }
 
@@ -481,7 +496,7 @@ impl Tenants {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> Writing<'_> {
+    pub(super) fn write(&self) -> Writing<'_> {
         Writing {
             table: self.table.write().unwrap_or_else(PoisonError::into_inner),
             changed: &self.changed,
@@ -490,7 +505,7 @@ impl Tenants {
 }
 
 /// The table while it is changed. Whoever waits for changes is told at the end of each.
-struct Writing<'a> {
+pub(super) struct Writing<'a> {
     table: RwLockWriteGuard<'a, Table>,
     changed: &'a watch::Sender<()>,
 }

@@ -50,6 +50,7 @@ mod probe;
 mod quotas;
 mod reflection;
 mod relay;
+mod rotation;
 mod run;
 mod scale;
 mod scrub;

@@ -1,5 +1,6 @@
 //! Chains in files: written by a sink, then changed in every way, and verified.
 
+mod away;
 mod damage;
 mod files;
 mod hostile;

@@ -297,7 +297,7 @@ async fn requests_wait_for_the_mint_in_progress() {
             let mint = move || {
                 begun.send(()).unwrap();
                 finishes.recv().unwrap();
-                authority.mint(&host("a.example"), now)
+                authority.mint(authority.root(), &host("a.example"), now)
             };
             cache.leaf_for(&name, now, mint).await.unwrap()
         }

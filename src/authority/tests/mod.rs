@@ -3,6 +3,7 @@
 mod issuance;
 mod refusals;
 mod roots;
+mod rotation;
 mod tunnels;
 
 use std::path::Path;

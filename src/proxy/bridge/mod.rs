@@ -96,7 +96,7 @@ pub(super) async fn run(lanes: Lanes, down: Connection) {
         biased;
         ended = connection.as_mut() => return note(&activity, ended),
         () = activity.idle(config.first_byte_timeout, config.idle_timeout) => {}
-        () = drain.draining() => {}
+        () = drain.leaving() => {}
         () = activity.wasted() => return tracing::debug!("too many streams were given up"),
     }
     // No new streams; those that are open go on, and more may be on their way.

@@ -155,6 +155,15 @@ impl Store for Disk {
         }))
     }
 
+    fn release(&self) -> BoxFuture<'_, Result<bool, Error>> {
+        let released = self.ask(DEADLINE, Request::Release);
+        Box::pin(async move { released.await.map(|()| true) })
+    }
+
+    fn reclaim(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.ask(DEADLINE, Request::Reclaim))
+    }
+
     fn health(&self) -> Result<(), Error> {
         self.status.health(DEADLINE).map_err(Error::unavailable)
     }

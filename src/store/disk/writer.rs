@@ -49,6 +49,10 @@ pub(super) enum Request {
     Load(Sender<Result<Rows, Error>>),
     Record(RecordKey, Sender<Result<Option<Vec<u8>>, Error>>),
     LoadRecords(RecordKind, Sender<Result<RecordRows, Error>>),
+    /// Closes the file for another process.
+    Release(Sender<Result<(), Error>>),
+    /// Opens it again.
+    Reclaim(Sender<Result<(), Error>>),
 }
 
 type Waiting = (Change, Sender<Result<bool, Error>>);
@@ -105,6 +109,8 @@ pub(super) struct Writer {
     status: Arc<Status>,
     /// When to try again, and how long to wait after that; nothing while all is well.
     pause: Option<(Instant, Duration)>,
+    /// The file is another process's for now.
+    is_released: bool,
 }
 
 impl Writer {
@@ -115,6 +121,7 @@ impl Writer {
             file: Some(file),
             status,
             pause: None,
+            is_released: false,
         }
     }
 
@@ -172,6 +179,18 @@ impl Writer {
                 Request::LoadRecords(kind, sender) => {
                     self.commit(std::mem::take(&mut group));
                     answer(sender, self.read(|file| file.load_records(kind)));
+                }
+                Request::Release(sender) => {
+                    self.commit(std::mem::take(&mut group));
+                    (self.file, self.is_released, self.pause) = (None, true, None);
+                    answer(sender, Ok(()));
+                }
+                Request::Reclaim(sender) => {
+                    // Now or, from here on, by itself.
+                    self.is_released = false;
+                    let opened = self.opened().map(drop);
+                    self.settle(opened.as_ref().err().map(|error| Arc::from(chain(error))));
+                    answer(sender, opened);
                 }
             }
         }
@@ -241,6 +260,9 @@ impl Writer {
     fn opened(&mut self) -> Result<&File, Error> {
         let file = match self.file.take() {
             Some(file) => file,
+            None if self.is_released => {
+                return Err(Error::unavailable("the file is another process's"));
+            }
             // Whatever the reason: to whoever asks it means that the change was not made.
             None => (self.opener)(&self.path).map_err(Error::unavailable)?,
         };

@@ -13,6 +13,7 @@ mod env;
 mod floods;
 mod lifecycle;
 mod listeners;
+mod rotation;
 mod soak;
 mod store;
 mod verbs;
@@ -128,7 +129,16 @@ impl Home {
         // A program that does not read its input is no failure.
         let _unread = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
-        let output = within(&line.join(" "), child.wait_with_output()).await;
+        Self::ended(&line.join(" "), child).await
+    }
+
+    /// Runs a command to its end.
+    async fn output(&self, mut command: Command) -> Ended {
+        Self::ended("the program", command.spawn().expect("the program")).await
+    }
+
+    async fn ended(what: &str, child: Child) -> Ended {
+        let output = within(what, child.wait_with_output()).await;
         let output = output.expect("output");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         Ended {

@@ -33,6 +33,7 @@ pub(crate) struct VaultBuilder {
     config: Config,
     trusted: Vec<Arc<TestCa>>,
     storage: Storage,
+    authority: Option<Arc<CertificateAuthority>>,
 }
 
 impl VaultBuilder {
@@ -67,6 +68,12 @@ impl VaultBuilder {
         self
     }
 
+    /// Signs with an authority of the test's choice.
+    pub(crate) fn authority(mut self, authority: Arc<CertificateAuthority>) -> Self {
+        self.authority = Some(authority);
+        self
+    }
+
     /// Keeps sessions in a store of the test's choice.
     pub(crate) fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.storage.store = store;
@@ -88,8 +95,10 @@ impl VaultBuilder {
             self.config.upstream.ca_files.push(path);
         }
         self.config.state_dir = state.path().to_owned();
-        let root = Root::load_or_generate(&state.path().join("ca")).expect("a root");
-        let authority = Arc::new(CertificateAuthority::new(root).expect("an authority"));
+        let authority = self.authority.unwrap_or_else(|| {
+            let root = Root::load_or_generate(&state.path().join("ca")).expect("a root");
+            Arc::new(CertificateAuthority::new(root).expect("an authority"))
+        });
         let log = AuditLog::default();
         let sink = Sink::to_writer(Box::new(log.clone()));
         let sink = match self.config.audit.on_full {
@@ -139,6 +148,7 @@ impl Vault {
             config,
             trusted: vec![TestCa::shared()],
             storage: Storage::in_memory(),
+            authority: None,
         }
         .dev(true)
     }

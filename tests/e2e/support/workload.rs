@@ -55,6 +55,15 @@ impl Workload {
         }
     }
 
+    /// Trusts other roots.
+    pub(crate) fn trusting(&self, roots: RootCertStore) -> Self {
+        let roots = Arc::new(roots);
+        Self {
+            roots,
+            ..self.clone()
+        }
+    }
+
     /// Returns the `Proxy-Authorization` line, CR LF included.
     pub(crate) fn authorization(&self) -> String {
         format!("Proxy-Authorization: {}\r\n", self.authorization)

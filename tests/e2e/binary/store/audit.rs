@@ -11,10 +11,10 @@ use super::{Made, Place, TARGET, kill};
 use crate::binary::{Ended, Server};
 use crate::support::{contains, within};
 
-const FILE: (&str, &str) = ("OSHU_VAULT__AUDIT__SINK", "file");
+pub(super) const FILE: (&str, &str) = ("OSHU_VAULT__AUDIT__SINK", "file");
 
 impl Place {
-    async fn serve_audited(&self, more: &[(&str, &str)]) -> Server {
+    pub(super) async fn serve_audited(&self, more: &[(&str, &str)]) -> Server {
         let variables = [&[FILE], more].concat();
         self.home.serve(&self.line(), &variables).await
     }
@@ -23,21 +23,21 @@ impl Place {
         self.home.state("audit.jsonl")
     }
 
-    fn audit_text(&self) -> String {
+    pub(super) fn audit_text(&self) -> String {
         fs::read_to_string(self.audit()).expect("the audit file")
     }
 
-    async fn verify(&self, more: &[&str]) -> Ended {
+    pub(super) async fn verify(&self, more: &[&str]) -> Ended {
         self.home.run(&[&["audit", "verify"], more].concat()).await
     }
 
     /// Runs a verification that finds all whole, and returns what it prints.
-    async fn whole(&self) -> Value {
+    pub(super) async fn whole(&self) -> Value {
         self.verify(&[]).await.expect(0).json()
     }
 
     /// Waits until the file has a text.
-    async fn written(&self, text: &str) {
+    pub(super) async fn written(&self, text: &str) {
         within("a line of the audit file", async {
             while !self.audit_text().contains(text) {
                 tokio::task::yield_now().await;

@@ -4,6 +4,7 @@
 mod audit;
 mod damage;
 mod full;
+mod handover;
 mod keys;
 mod kills;
 mod restarts;
@@ -67,6 +68,16 @@ impl Place {
 
     fn line(&self) -> Vec<&str> {
         self.line.iter().map(String::as_str).collect()
+    }
+
+    /// Starts a server that takes over from the one that runs.
+    async fn successor(&self) -> Server {
+        self.successor_with(&[]).await
+    }
+
+    async fn successor_with(&self, variables: &[(&str, &str)]) -> Server {
+        let line = [&self.line()[..], &["--take-over"]].concat();
+        self.home.serve(&line, variables).await
     }
 
     async fn serve(&self) -> Server {

@@ -10,11 +10,11 @@ use super::{HOST, Made, Place, create, kill};
 use crate::binary::{Server, exchange};
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
-const ADMIN: &str = "the-operator-s-own-key-0123456789";
+pub(super) const ADMIN: &str = "the-operator-s-own-key-0123456789";
 
 impl Place {
     /// Runs one of the verbs about keys, which has to do well.
-    async fn keys_verb(&self, line: &[&str]) -> Value {
+    pub(super) async fn keys_verb(&self, line: &[&str]) -> Value {
         let ended = self.home.run(&[&["keys"], line].concat()).await.expect(0);
         match ended.stdout.as_str() {
             "" => Value::Null,
@@ -23,7 +23,7 @@ impl Place {
     }
 
     /// Makes a key of a tenant; returns its id and itself.
-    async fn key(&self, line: &[&str]) -> (String, String) {
+    pub(super) async fn key(&self, line: &[&str]) -> (String, String) {
         let made = self.keys_verb(&[&["create"], line].concat()).await;
         let text = |name: &str| made[name].as_str().expect("a text").to_owned();
         (text("key_id"), text("api_key"))
@@ -52,14 +52,14 @@ impl Place {
     }
 }
 
-fn client(server: &Server, key: &str) -> Client {
+pub(super) fn client(server: &Server, key: &str) -> Client {
     Client::builder(server.url(), key)
         .build()
         .expect("a client")
 }
 
 /// Returns with which status a key is answered.
-async fn status(server: &Server, key: &str) -> u16 {
+pub(super) async fn status(server: &Server, key: &str) -> u16 {
     let head = format!("GET /v1/sessions HTTP/1.1\r\nHost: v\r\nx-api-key: {key}\r\n\r\n");
     exchange(server.plain(), head).await.status
 }

@@ -1,0 +1,370 @@
+//! The link between two processes that share live sessions: the one that holds the store, and one
+//! before it that serves what it has open yet.
+//!
+//! The former tells of every row and record that it writes and of every end; the latter has its own
+//! changes and audit lines written by it, and tells what was used. Rows travel sealed. Whatever does
+//! not fit, is late or cannot be read ends the link, never a promise: who has lost it cuts what it
+//! serves. Called by `app`, which makes the link and decides what its end means.
+
+mod lead;
+mod message;
+mod remote;
+mod reports;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::message::{Key, Message, Outcome, RowLine, bytes, next, text};
+use self::remote::{Asked, Remote};
+use self::reports::Reports;
+use crate::audit::Parcels;
+use crate::id::TenantId;
+use crate::records::News;
+use crate::session::live::Sessions;
+use crate::store::{RecordKey, Row, RowKey, Store};
+
+pub use self::message::Link;
+
+/// How many messages wait for a peer that does not read, and for one that cannot heed them yet.
+const QUEUE: usize = 4096;
+/// How many ends are told in one message.
+const ENDS: usize = 1000;
+/// How long the last report has to arrive.
+const LAST_REPORT: Duration = Duration::from_secs(2);
+/// How long a record may wait for a change that is under way here: what takes a right away has to
+/// hold within two seconds.
+const TAKE_UP: Duration = Duration::from_secs(1);
+
+/// One end of a link at work: what is to be written waits in a queue.
+#[derive(Clone, Debug)]
+struct End {
+    queue: mpsc::Sender<Message>,
+    broken: CancellationToken,
+}
+
+impl End {
+    /// Starts to write what is told.
+    fn start(mut write: OwnedWriteHalf) -> Self {
+        let (queue, mut messages) = mpsc::channel::<Message>(QUEUE);
+        let broken = CancellationToken::new();
+        let own = broken.clone();
+        tokio::spawn(async move {
+            let writing = async {
+                while let Some(message) = messages.recv().await {
+                    let mut line = serde_json::to_vec(&message)?;
+                    line.push(b'\n');
+                    write.write_all(&line).await?;
+                    if matches!(message, Message::End) {
+                        return write.shutdown().await;
+                    }
+                }
+                Ok(())
+            };
+            let written = tokio::select! {
+                () = own.cancelled() => return,
+                written = writing => written,
+            };
+            if let Err(error) = written {
+                tracing::warn!(%error, "the link to the other process broke");
+                own.cancel();
+            }
+        });
+        Self { queue, broken }
+    }
+
+    /// Tells the other process. One that does not read is one that has gone.
+    fn tell(&self, message: Message) {
+        if self.queue.try_send(message).is_err() {
+            self.broken.cancel();
+        }
+    }
+}
+
+/// The processes that serve sessions of this one's store.
+#[derive(Debug, Default)]
+pub(in crate::session) struct Peers {
+    ends: Mutex<Vec<(u64, End)>>,
+    next: AtomicU64,
+    /// Another process holds the store and decides what has expired.
+    follows: AtomicBool,
+}
+
+impl Peers {
+    /// Tells whether there is anybody to tell.
+    pub(in crate::session) fn any(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    pub(in crate::session) fn follows(&self) -> bool {
+        self.follows.load(Ordering::Acquire)
+    }
+
+    /// Tells all but one of a row that was written.
+    pub(in crate::session) fn tell_row(&self, key: &RowKey, row: &Row, but: Option<u64>) {
+        self.tell(but, || Message::Row(RowLine::of(key, row)));
+    }
+
+    /// Tells all but one that sessions have ended.
+    pub(in crate::session) fn tell_gone(&self, keys: &[RowKey], but: Option<u64>) {
+        for some in keys.chunks(ENDS) {
+            self.tell(but, || Message::Gone(some.iter().map(Key::of).collect()));
+        }
+    }
+
+    /// Tells all of a record.
+    pub(in crate::session) fn tell_news(&self, news: News<'_>) {
+        self.tell(None, || match news {
+            News::Ahead(key, what) => Message::Ahead {
+                key: key.to_string(),
+                what: what.to_owned(),
+            },
+            News::Deleted(key) => Message::Record {
+                key: key.to_string(),
+                sealed: None,
+            },
+            News::Written(key, sealed) => Message::Record {
+                key: key.to_string(),
+                sealed: Some(text(sealed)),
+            },
+        });
+    }
+
+    /// Returns how many processes there are to tell.
+    pub(in crate::session) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn tell(&self, but: Option<u64>, message: impl Fn() -> Message) {
+        for (id, end) in self.lock().iter() {
+            if Some(*id) != but {
+                end.tell(message());
+            }
+        }
+    }
+
+    fn enter(&self, end: &End) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().push((id, end.clone()));
+        id
+    }
+
+    fn leave(&self, id: u64) {
+        self.lock().retain(|(other, _)| *other != id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(u64, End)>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process's part in the link to the one that took its store over.
+#[derive(Debug)]
+pub struct Following {
+    end: End,
+    sessions: Arc<Sessions>,
+    reports: Arc<Mutex<Reports>>,
+    reader: JoinHandle<()>,
+}
+
+impl Following {
+    /// Waits until the other process has gone.
+    pub async fn broken(&self) {
+        self.end.broken.cancelled().await;
+    }
+
+    /// Tells the last that there is to tell, and waits for it to arrive.
+    pub async fn finish(mut self) {
+        if self.end.broken.is_cancelled() {
+            return;
+        }
+        self.sessions.report_to(&self.end, &self.reports, true);
+        self.end.tell(Message::End);
+        if timeout(LAST_REPORT, &mut self.reader).await.is_err() {
+            tracing::warn!("the last report did not reach the other process");
+        }
+    }
+}
+
+impl Sessions {
+    /// Returns how many processes serve sessions of this one's store.
+    pub fn followers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Goes on beside a process that has taken over: sessions and tenants change as it says, and it
+    /// writes the audit lines. Where this one is bound to it, since the store is the other's alone,
+    /// nothing expires here by itself, and the store to use from now on is the one that is returned.
+    pub fn trail(
+        self: &Arc<Self>,
+        link: Link,
+        is_bound: bool,
+        parcels: Option<Parcels>,
+    ) -> (Arc<dyn Store>, Following) {
+        self.peers.follows.store(is_bound, Ordering::Release);
+        let Link { read, write } = link;
+        let end = End::start(write);
+        let asked = Arc::new(Asked::new(end.clone()));
+        let reports = Arc::<Mutex<Reports>>::default();
+        self.keep_reporting(&end, &reports, true);
+        if let Some(parcels) = parcels {
+            tokio::spawn(send_away(parcels, Arc::clone(&asked)));
+        }
+        // Answers wait for nothing; what is to be heeded may have to wait for one of them.
+        let (later, told) = mpsc::channel(QUEUE);
+        tokio::spawn(Arc::clone(self).heed_all(told, end.clone()));
+        let remote = Arc::new(Remote::new(&asked));
+        let reader = tokio::spawn(read_all(read, asked, later, end.clone()));
+        let following = Following {
+            end,
+            sessions: Arc::clone(self),
+            reports,
+            reader,
+        };
+        (remote, following)
+    }
+
+    async fn heed_all(self: Arc<Self>, mut told: mpsc::Receiver<Message>, end: End) {
+        while let Some(message) = told.recv().await {
+            if self.heed(message).await.is_none() {
+                tracing::warn!("the other process said what was not due");
+                end.broken.cancel();
+                return;
+            }
+        }
+    }
+
+    /// Does what the process says that has the store; nothing where that is none of what it may say.
+    async fn heed(&self, message: Message) -> Option<()> {
+        match message {
+            Message::Row(line) => {
+                let (key, row) = line.read()?;
+                let keyring = self.keyring.read().await;
+                if let Err(why) = self.adopt(&keyring, &key, &row) {
+                    // What it allows now is not known here.
+                    tracing::error!(session = %key.session, %why, "a session is cut here");
+                    self.drop_live(&key);
+                }
+                self.peers.tell_row(&key, &row, None);
+            }
+            Message::Gone(keys) => {
+                let keys: Option<Vec<RowKey>> = keys.iter().map(Key::read).collect();
+                let keys = keys?;
+                for key in &keys {
+                    self.drop_live(key);
+                }
+                self.peers.tell_gone(&keys, None);
+            }
+            Message::Record { key, sealed } => {
+                let key = RecordKey::parse(&key)?;
+                let sealed = match sealed {
+                    Some(text) => Some(bytes(&text)?),
+                    None => None,
+                };
+                self.heed_record(&key, sealed.as_deref()).await;
+            }
+            Message::Ahead { key, what } => {
+                let key = RecordKey::parse(&key)?;
+                self.tenants.heed(&key, &what);
+                self.peers.tell_news(News::Ahead(&key, &what));
+            }
+            Message::Used(uses) => self.note_uses(&uses),
+            Message::Answer { .. }
+            | Message::Delete { .. }
+            | Message::DeleteRecord { .. }
+            | Message::End
+            | Message::Put { .. }
+            | Message::PutRecord { .. }
+            | Message::ReadRecord { .. }
+            | Message::Records { .. } => return None,
+        }
+        Some(())
+    }
+
+    /// Takes up what became of a record.
+    async fn heed_record(&self, key: &RecordKey, sealed: Option<&[u8]>) {
+        let taken = if self.peers.follows() {
+            timeout(TAKE_UP, self.tenants.adopt(key, sealed)).await
+        } else {
+            // The store is this process's too, and may know better than what was told.
+            timeout(TAKE_UP, self.tenants.reload(key)).await
+        };
+        let lost = match taken {
+            Ok(Ok(())) => None,
+            Ok(Err(why)) => Some(why.to_string()),
+            Err(late) => Some(late.to_string()),
+        };
+        if let Some(why) = lost {
+            tracing::error!(record = %key, why, "a tenant is cut here");
+            let tenant = TenantId::new(&key.name);
+            // Their rows stay as they are: only here nothing is known of them.
+            for handle in self.all() {
+                if handle.tenant == tenant {
+                    handle.end();
+                    self.table.remove(&handle.id);
+                }
+            }
+            self.tenants.lose(&tenant);
+        }
+        self.peers.tell_news(match sealed {
+            Some(sealed) => News::Written(key, sealed),
+            None => News::Deleted(key),
+        });
+    }
+
+    /// Cuts a session and forgets it: its row is another process's business.
+    fn drop_live(&self, key: &RowKey) {
+        let own = self.in_table(&key.session);
+        if let Some(handle) = own.filter(|own| own.tenant == key.tenant) {
+            handle.end();
+            self.table.remove(&key.session);
+        }
+    }
+}
+
+/// Reads what the other process says until the link ends.
+async fn read_all(
+    mut read: tokio::io::BufReader<tokio::net::unix::OwnedReadHalf>,
+    asked: Arc<Asked>,
+    later: mpsc::Sender<Message>,
+    end: End,
+) {
+    let reading = async {
+        while let Some(message) = next(&mut read).await? {
+            match message {
+                Message::Answer { ask, outcome } => asked.answer(ask, outcome),
+                told => later.try_send(told).map_err(io::Error::other)?,
+            }
+        }
+        Ok::<(), io::Error>(())
+    };
+    let read = tokio::select! {
+        () = end.broken.cancelled() => return,
+        read = reading => read,
+    };
+    if let Err(error) = read {
+        tracing::warn!(%error, "the link to the other process broke");
+    }
+    end.broken.cancel();
+}
+
+/// Has audit lines written by the other process, one parcel after the other. What does not arrive
+/// goes back to where it came from.
+async fn send_away(mut parcels: Parcels, asked: Arc<Asked>) {
+    while let Some(parcel) = parcels.next().await {
+        let lines = parcel.lines().to_owned();
+        let sent = asked.ask(|ask| Message::Records { ask, lines }).await;
+        match sent {
+            Ok(Outcome::Done(true)) => parcel.arrived(),
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
