@@ -32,7 +32,9 @@ const PROTOCOL: u32 = 1;
 /// How long the successor has to open everything, and to be told that it is its own.
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
 /// How long changes in flight have to end before the store is closed.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long a successor waits for what it asked for: each step before that has its own limit.
+const BEFORE: Duration = Duration::from_secs(40);
 /// What the successor says when it has everything open.
 const READY: &str = "ready";
 /// What it is told then: from here on it is the one that serves.
@@ -169,12 +171,7 @@ impl Handover {
             return refuse("it is stopping, or has handed over already").await;
         }
         tracing::info!("handing over");
-        self.gate.hold();
-        let handed = self.pass(stream).await;
-        if handed.is_err() {
-            self.gate.open();
-        }
-        handed
+        self.pass(stream).await
     }
 
     async fn pass(&self, stream: UnixStream) -> Result<(), Error> {
@@ -182,10 +179,9 @@ impl Handover {
         let _unchanging = unchanging.map_err(|_late| Error::Late)?;
         // What was used is told to the store now: the successor begins with what it reads there.
         drop(timeout(SETTLE, self.sessions.note_all()).await);
-        let handing = timeout(SETTLE, self.store.hand_over()).await;
-        let handing = handing
-            .map_err(|_late| Error::Late)?
-            .map_err(Error::Store)?;
+        // And what was cut, and could not be deleted when that was asked for.
+        drop(timeout(SETTLE, self.sessions.settle()).await);
+        let handing = self.store.hand_over(SETTLE).await.map_err(Error::Store)?;
         let asked = async {
             let audit = timeout(SETTLE, self.sessions.audit().release()).await;
             let audit = audit.map_err(|_late| Error::Late)?;
@@ -195,6 +191,7 @@ impl Handover {
         let (link, audit) = match asked.await {
             Ok(asked) => asked,
             Err(error) => {
+                self.gate.open();
                 handing.take_back().await;
                 return Err(error);
             }
@@ -226,6 +223,8 @@ impl Handover {
             if link.line().await? != READY {
                 return Err(io::ErrorKind::InvalidData.into());
             }
+            // From here on it is not clear who accepts: what comes waits in the queues.
+            self.gate.hold();
             link.say(YOURS).await?;
             Ok(link)
         };
@@ -257,7 +256,7 @@ impl Predecessor {
             tokio::io::AsyncWriteExt::write_all(&mut stream, line.as_bytes()).await?;
             Sockets::receive(&stream).await
         };
-        let asked = timeout(2 * SETTLE + ACKNOWLEDGE, asked).await;
+        let asked = timeout(BEFORE, asked).await;
         let (line, fds) = asked.map_err(|_late| Error::Late)?.map_err(Error::Broken)?;
         let unread = || Error::Broken(io::ErrorKind::InvalidData.into());
         let answer: Value = serde_json::from_str(&line).map_err(|_unread| unread())?;
@@ -282,11 +281,13 @@ impl Predecessor {
     /// process's. From then on the sessions are shared with the process before, until it ends.
     pub(super) async fn lead(self, sessions: &Arc<Sessions>, drain: &Drain) -> Result<(), Error> {
         let link = self.confirm().await?;
-        let (sessions, own) = (Arc::clone(sessions), drain.clone());
+        let own = drain.clone();
+        // It is told of all that changes from this call on.
+        let leading = Arc::clone(sessions).lead(link);
         drain.spawn(async move {
             tokio::select! {
                 () = own.cut() => {}
-                () = sessions.lead(link) => {}
+                () = leading => {}
             }
         });
         Ok(())

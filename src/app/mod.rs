@@ -201,7 +201,7 @@ impl App {
         let (store, sessions) = live(config, (storage, api_key), rules, &audit);
         authority.keep_leaves(config.limits.leaves);
         let throttle = Arc::new(throttle(config));
-        take_over(&sessions).await?;
+        take_over(&sessions, predecessor.is_some()).await?;
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
@@ -299,23 +299,30 @@ impl App {
                 _ => std::future::pending().await,
             }
         };
-        tokio::select! {
-            () = self.drain.ended() => {}
-            () = lost => {
-                tracing::error!("the process that took over has gone: everything is cut");
-                self.drain.finish(Duration::ZERO).await;
+        let ending = async {
+            tokio::select! {
+                () = self.drain.ended() => return,
+                () = stop => {}
+                () = tokio::time::sleep(self.handover_timeout) => {
+                    tracing::info!("the time for what was open is up");
+                }
             }
-            () = stop => {
-                self.drain.finish(self.drain_timeout).await;
-            }
-            () = tokio::time::sleep(self.handover_timeout) => {
-                tracing::info!("the time for what was open is up");
-                self.drain.finish(self.drain_timeout).await;
-            }
+            self.drain.finish(self.drain_timeout).await;
+        };
+        // While it drains, too.
+        let is_lost = tokio::select! {
+            () = lost => true,
+            () = ending => false,
+        };
+        if is_lost {
+            tracing::error!("the process that took over has gone: everything is cut");
+            self.drain.finish(Duration::ZERO).await;
         }
         for sweeper in &self.sweepers {
             sweeper.abort();
         }
+        // What was cut and could not be deleted is tried for the last time, over there.
+        drop(tokio::time::timeout(LAST_NOTES, self.sessions.settle()).await);
         self.audit.close_away().await;
         if let Some(following) = following {
             following.link.finish().await;
@@ -323,9 +330,14 @@ impl App {
         tracing::info!("ended after the hand-over");
     }
 
-    /// Stops accepting, lets exchanges finish, cuts what is left at the deadline.
+    /// Stops accepting, lets exchanges finish, cuts what is left at the deadline. Where the service
+    /// is handed over by then, that is done with an eye on the other process.
     pub async fn drain(self) {
-        let clean = self.drain.finish(self.drain_timeout).await;
+        let clean = tokio::select! {
+            biased;
+            () = self.handed_over() => return self.retire(std::future::ready(())).await,
+            clean = self.drain.finish(self.drain_timeout) => clean,
+        };
         for sweeper in self.sweepers {
             sweeper.abort();
         }
@@ -374,7 +386,7 @@ fn tenants(config: &Config, sessions: &Sessions, api_key: Fingerprint) -> Arc<Te
 }
 
 /// Takes over the tenants and the sessions of the store, and goes on with a rotation of keys in the background.
-async fn take_over(sessions: &Arc<Sessions>) -> Result<(), Error> {
+async fn take_over(sessions: &Arc<Sessions>, may_go_back: bool) -> Result<(), Error> {
     let tenant::Loaded { tenants, refused } =
         sessions.tenants().load().await.map_err(Error::Tenants)?;
     tracing::info!(tenants, refused, "tenants of the store");
@@ -382,7 +394,12 @@ async fn take_over(sessions: &Arc<Sessions>) -> Result<(), Error> {
         live,
         expired,
         refused,
-    } = sessions.load().await.map_err(Error::Sessions)?;
+    } = if may_go_back {
+        sessions.look_through().await
+    } else {
+        sessions.load().await
+    }
+    .map_err(Error::Sessions)?;
     tracing::info!(live, expired, refused, "sessions of the store");
     let sessions = Arc::clone(sessions);
     tokio::spawn(async move {
@@ -400,8 +417,10 @@ async fn take_over(sessions: &Arc<Sessions>) -> Result<(), Error> {
 /// Starts what is done once a second: cuts in one task, so that a slow store delays none.
 fn sweepers(sessions: &Arc<Sessions>) -> [JoinHandle<()>; 2] {
     let (cutting, settling) = (Arc::clone(sessions), Arc::clone(sessions));
+    // Not at once: a process that handed over tells first what it has used.
+    let first = tokio::time::Instant::now() + SWEEP_EVERY;
     let cutting = async move {
-        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        let mut ticks = tokio::time::interval_at(first, SWEEP_EVERY);
         loop {
             ticks.tick().await;
             cutting.cut_expired();

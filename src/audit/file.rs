@@ -183,7 +183,8 @@ impl ChainFile {
 
     /// Lets go of the file, and returns what opens it again.
     pub(super) fn into_parts(self) -> (FileOptions, Keys) {
-        (self.options.clone(), self.keys.clone())
+        let Self { options, keys, .. } = self;
+        (options, keys)
     }
 
     /// Makes the object that begins at `start` a line of the chain.

@@ -110,7 +110,7 @@ struct Heard<'a> {
 /// Where lines go.
 pub(super) enum Writer {
     /// Another process, which has the file now, and what opens it again if that one goes.
-    Away(Outlet, Spare),
+    Away(Outlet, Box<Spare>),
     /// A file whose lines are chained.
     Chain(Box<ChainFile>),
     /// Anything else.
@@ -209,7 +209,7 @@ impl Output {
             return self.reopen(queue, spare);
         };
         self.is_closed = false;
-        self.writer = Writer::Away(outlet, spare);
+        self.writer = Writer::Away(outlet, Box::new(spare));
         true
     }
 
@@ -382,7 +382,7 @@ impl Output {
         match std::mem::replace(&mut self.writer, nowhere) {
             Writer::Away(_, spare) => {
                 tracing::warn!("the audit file is written here again: the other process has gone");
-                self.reopen(queue, spare)
+                self.reopen(queue, *spare)
             }
             own => {
                 self.writer = own;

@@ -37,6 +37,7 @@ use crate::host::Host;
 use crate::telemetry::Histogram;
 
 pub use crate::authority::root::{Root, certificate_pem, fresh_common_name};
+use crate::authority::rotation::look_beyond;
 pub use crate::authority::rotation::{KEPT, Next, Old, Others, cancel, look, plan, written};
 
 /// Says why a root was refused or a leaf could not be minted. Always the operator's or the
@@ -138,6 +139,12 @@ pub enum Error {
     /// The root expired while in use: the operator replaces it.
     #[error("the root has expired; bring a new root or generate one")]
     RootExpired,
+    /// A root is planned for a time when the one before has ended already.
+    #[error("the root that signs ends at {end}: the next one has to follow before that")]
+    Unsigned {
+        /// When it ends.
+        end: String,
+    },
     /// A root is planned for a time that is too far away.
     #[error("a root can be planned for the next 366 days: it is made now, and its time runs")]
     TooFar,
@@ -274,20 +281,21 @@ impl CertificateAuthority {
         if is_known && self.turns_at.load(Ordering::Acquire) > seconds(now) {
             return Ok(());
         }
-        let Others { next, old } = look(folder, now)?;
         let _turned = self.signer(now);
+        // Held while the files are read: nothing turns here meanwhile.
         let mut others = self.others();
-        if let Some(before) = &old
-            && before.cert.as_ref() == self.current().root.cert_der()
-        {
-            // Another process was faster.
-            let root = Root::load(&folder.join("ca.pem"), &folder.join("ca.key"))?;
+        let own = self.current();
+        let (Others { next, old }, other) = look_beyond(folder, now, own.root.cert_der())?;
+        if let Some(root) = other {
+            // Another process was faster, or took back what had begun here.
+            tracing::info!("the root in the folder signs from now on");
             self.replace(Arc::new(root));
         }
         let at = next.as_ref().map_or(u64::MAX, |next| seconds(next.at));
         others.next = next.map(|next| (Arc::new(next.root), next.at));
         others.old = old.filter(|old| now < old.until);
-        others.seen = Some(seen(folder));
+        // As it was before it was read: what came since is looked at again.
+        others.seen = Some(found);
         self.turns_at.store(at, Ordering::Release);
         Ok(())
     }

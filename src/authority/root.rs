@@ -177,6 +177,11 @@ impl Root {
         &self.warnings
     }
 
+    /// Returns when it ends.
+    pub(super) fn end(&self) -> SystemTime {
+        self.issuer.not_after
+    }
+
     /// Returns what minting needs.
     pub(super) fn issuer(&self) -> &Issuer {
         &self.issuer

@@ -96,6 +96,19 @@ impl Files {
         self.pair.remove(&self.next)
     }
 
+    /// Loads the pair where its root is another; nothing where there is none.
+    fn other_than(&self, signs: &[u8]) -> Result<Option<Root>, Error> {
+        let (cert, key) = (&self.pair.cert, &self.pair.key);
+        if cert.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let found = only_certificate(cert, &files::read(cert, files::Access::Public)?)?;
+        if found.as_ref() == signs {
+            return Ok(None);
+        }
+        Root::load(cert, key).map(Some)
+    }
+
     fn others(&self, now: SystemTime) -> Result<Others, Error> {
         let next = match read_timed(&self.next, files::Access::Private, SINCE)? {
             None => None,
@@ -125,10 +138,22 @@ pub fn look(folder: &Path, now: SystemTime) -> Result<Others, Error> {
     files.others(now)
 }
 
+/// The same, and loads the pair of a folder where its root is another than the one that signs here.
+pub(super) fn look_beyond(
+    folder: &Path,
+    now: SystemTime,
+    signs: &[u8],
+) -> Result<(Others, Option<Root>), Error> {
+    let files = Files::lock(folder)?;
+    files.settle(now)?;
+    Ok((files.others(now)?, files.other_than(signs)?))
+}
+
 /// Makes the root that follows, and plans it for a time; one that is not after now signs at once.
 ///
 /// # Errors
-/// [`Error::Planned`] where one is planned already, [`Error::TooFar`], and those of the files.
+/// [`Error::Planned`] where one is planned already, [`Error::TooFar`], [`Error::Unsigned`], and
+/// those of the files.
 pub fn plan(folder: &Path, name: &str, at: SystemTime, now: SystemTime) -> Result<Others, Error> {
     let files = Files::lock(folder)?;
     files.settle(now)?;
@@ -146,7 +171,12 @@ pub fn plan(folder: &Path, name: &str, at: SystemTime, now: SystemTime) -> Resul
         return Err(Error::NoRoot { path });
     }
     // The pair has to be one that signs: what follows takes its place for good.
-    drop(Root::load(&files.pair.cert, &files.pair.key)?);
+    let root = Root::load(&files.pair.cert, &files.pair.key)?;
+    if at >= root.end() {
+        return Err(Error::Unsigned {
+            end: written(root.end())?,
+        });
+    }
     let generated = Generated::new(name, now)?;
     let time = format!("{SINCE}{}\n", written(at)?);
     let parts = [

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -46,7 +46,7 @@ pub(super) fn ca(ca: &Ca) -> Result<(), Exit> {
 fn show(folder: &Path) -> Result<(), Exit> {
     let path = folder.join(CA_FILE);
     // First, so that what is due is done before anything is read.
-    let others = if path.exists() {
+    let others = if path.exists() && is_own(folder) {
         look(folder, SystemTime::now()).map_err(|error| Exit::startup(&error))?
     } else {
         Others::default()
@@ -71,7 +71,20 @@ fn all(first: &str, folder: &Path, others: &Others) -> Result<String, Exit> {
     Ok(text)
 }
 
+/// Tells whether a folder is this user's: in another's, files would be made that the server cannot
+/// read.
+fn is_own(folder: &Path) -> bool {
+    let owner = folder.metadata().map(|about| about.uid());
+    owner.is_ok_and(|owner| owner == rustix::process::geteuid().as_raw())
+}
+
 fn rotate(folder: &Path, what: Rotate, now: SystemTime) -> Result<(), Exit> {
+    if folder.join(CA_FILE).exists() && !is_own(folder) {
+        return Err(Exit::failed(&format!(
+            "{} is another user's: run this as that user, or the server could not read what it makes",
+            folder.display()
+        )));
+    }
     let at = match what {
         Rotate::Cancel => {
             let cancelled = cancel(folder, now).map_err(|error| Exit::startup(&error))?;

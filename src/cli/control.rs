@@ -49,6 +49,9 @@ pub(super) enum Error {
     /// There is no server, or none that listens.
     #[error("no server answers at {0}")]
     Nobody(PathBuf),
+    /// Somebody else listens where the server would.
+    #[error("{0} is another user's: nothing was said to it")]
+    Foreign(PathBuf),
     /// The server went away before it answered.
     #[error("the server did not answer")]
     Silent(#[source] io::Error),
@@ -73,6 +76,8 @@ pub(super) struct Control {
     listener: UnixListener,
     path: PathBuf,
     file: (u64, u64),
+    /// The name is the successor's, who may put a socket there at any moment.
+    is_handed_over: bool,
 }
 
 impl Control {
@@ -94,6 +99,7 @@ impl Control {
                 listener,
                 path,
                 file,
+                is_handed_over: false,
             }),
             Err(error) => {
                 drop(remove_file(&fresh));
@@ -114,7 +120,7 @@ impl Control {
     }
 
     async fn serve_with(
-        self,
+        mut self,
         patience: Duration,
         sessions: Arc<Sessions>,
         keys: KeySource,
@@ -130,6 +136,7 @@ impl Control {
                         Ok(Ok(After::HandedOver)) => {
                             // The others have their answers yet.
                             commands.detach_all();
+                            self.is_handed_over = true;
                             return;
                         }
                         Ok(Ok(After::Next)) => {}
@@ -159,6 +166,9 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
+        if self.is_handed_over {
+            return;
+        }
         let removed = match identity(&self.path) {
             Ok(file) if file != self.file => return,
             Ok(_own) => remove_file(&self.path),
@@ -189,8 +199,8 @@ async fn answer(
     keys: &Mutex<KeySource>,
     handover: Option<&Handover>,
 ) -> io::Result<After> {
-    let peer = stream.peer_cred()?.uid();
-    if peer != rustix::process::geteuid().as_raw() && peer != 0 {
+    let own = rustix::process::geteuid().as_raw();
+    if !may_command(stream.peer_cred()?.uid(), own) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let line = timeout(patience, line(&mut stream)).await??;
@@ -270,8 +280,30 @@ pub(super) async fn ask(store: &Path, what: &str) -> Result<Value, Error> {
 }
 
 /// Connects to the server that has a store open; nothing where there is none.
-pub(super) async fn find(store: &Path) -> Option<UnixStream> {
-    UnixStream::connect(socket(store)).await.ok()
+///
+/// # Errors
+/// [`Error::Foreign`] where somebody else listens there, before anything is said.
+pub(super) async fn find(store: &Path) -> Result<Option<UnixStream>, Error> {
+    let path = socket(store);
+    let Ok(stream) = UnixStream::connect(&path).await else {
+        return Ok(None);
+    };
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if is_own(peer.uid(), own) => Ok(Some(stream)),
+        Ok(_) | Err(_) => Err(Error::Foreign(path)),
+    }
+}
+
+/// Tells whether the process that listens is of this user: nobody else hands over to it, root
+/// neither, whose files it could not have.
+fn is_own(peer: u32, own: u32) -> bool {
+    peer == own
+}
+
+/// Tells whether a process may give commands: one of this user's, or root's.
+fn may_command(peer: u32, own: u32) -> bool {
+    peer == own || peer == 0
 }
 
 /// Asks a server to hand over to this process.
@@ -358,9 +390,33 @@ mod tests {
         let after = Control::open(&store).unwrap();
         drop(before);
         assert_eq!(names(), ["sessions.redb.sock"]);
-        assert!(find(&store).await.is_some());
+        assert!(find(&store).await.unwrap().is_some());
         drop(after);
         assert!(names().is_empty());
-        assert!(find(&store).await.is_none());
+        assert!(find(&store).await.unwrap().is_none());
+    }
+
+    #[test]
+    fn who_may_command_and_who_may_hand_over() {
+        for (peer, own, commands, hands_over) in [
+            (1000, 1000, true, true),
+            (0, 0, true, true),
+            (0, 1000, true, false),
+            (1000, 0, false, false),
+            (1001, 1000, false, false),
+        ] {
+            assert_eq!(may_command(peer, own), commands, "{peer} {own}");
+            assert_eq!(is_own(peer, own), hands_over, "{peer} {own}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_handed_over_leaves_the_name_to_its_successor() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("sessions.redb");
+        let mut control = Control::open(&store).unwrap();
+        control.is_handed_over = true;
+        drop(control);
+        assert!(socket(&store).exists(), "it may be the successor's by now");
     }
 }

@@ -120,13 +120,28 @@ impl KeySource {
     }
 }
 
-/// Opens the store, and reads the keys that go with it; `--dev` makes them at its first start.
-pub(super) async fn storage(config: &Config) -> Result<Storage, Error> {
+/// Opens the store, and reads the keys that go with it unless they were read before; `--dev` makes
+/// them at its first start.
+pub(super) async fn storage(config: &Config, known: Option<Keyring>) -> Result<Storage, Error> {
     let file = config.store.file(&config.state_dir);
     // A chain of audit lines is worth nothing under a key that ends with the process.
     if file.is_none() && config.audit.sink != AuditSink::File {
         return Ok(Storage::in_memory());
     }
+    let keyring = match known {
+        Some(known) => known,
+        None => keyring(config, file.as_deref()).await?,
+    };
+    make_folder(&config.state_dir).map_err(Error::State)?;
+    let store: std::sync::Arc<dyn store::Store> = match file {
+        Some(file) => std::sync::Arc::new(open(file).await?),
+        None => std::sync::Arc::new(Memory::default()),
+    };
+    Ok(Storage { store, keyring })
+}
+
+/// Reads the keys of a store.
+async fn keyring(config: &Config, store: Option<&Path>) -> Result<Keyring, Error> {
     let keys = KeySource::of(config);
     if let KeySource::File {
         path,
@@ -135,18 +150,12 @@ pub(super) async fn storage(config: &Config) -> Result<Storage, Error> {
         && !path.exists()
     {
         // A store that is there was sealed by some other key.
-        if !config.dev || file.as_ref().is_some_and(|file| file.exists()) {
+        if !config.dev || store.is_some_and(Path::exists) {
             return Err(Error::NoKey(path.clone()));
         }
         generate(path)?;
     }
-    let keyring = keys.read().await?;
-    make_folder(&config.state_dir).map_err(Error::State)?;
-    let store: std::sync::Arc<dyn store::Store> = match file {
-        Some(file) => std::sync::Arc::new(open(file).await?),
-        None => std::sync::Arc::new(Memory::default()),
-    };
-    Ok(Storage { store, keyring })
+    keys.read().await
 }
 
 /// Writes a fresh key into a file that was not there before.

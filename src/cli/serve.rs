@@ -22,6 +22,7 @@ use crate::app::{App, Hello, Inherited, Parts, Storage};
 use crate::audit::{Error as AuditError, FileOptions, Sink};
 use crate::authority::CertificateAuthority;
 use crate::config::{AuditSink, Config, Flags, OnFull, Source};
+use crate::seal::Keyring;
 use crate::secret::Fingerprint;
 use crate::serve::Sockets;
 use crate::telemetry;
@@ -56,8 +57,8 @@ pub(super) async fn serve(flags: Flags, given: Given) -> Result<(), Exit> {
     start_log(&config, &source)?;
     protect_process();
     let authority = state::authority(&config).map_err(|error| Exit::startup(&error))?;
-    let inherited = inherit(&config, &source, given, &authority).await?;
-    let storage = sealing::storage(&config).await;
+    let (inherited, keys) = inherit(&config, &source, given, &authority).await?;
+    let storage = sealing::storage(&config, keys).await;
     let storage = storage.map_err(|error| Exit::startup(&error))?;
     let (api_key, is_new) = state::api_key(&config, &source).map_err(|e| Exit::startup(&e))?;
     let events = Sink::to_writer(Box::new(std::io::stdout()));
@@ -147,13 +148,14 @@ fn control(config: &Config, app: &App) -> Option<JoinHandle<()>> {
     Some(tokio::spawn(control.ok()?.serve(sessions, keys, handover)))
 }
 
-/// Takes what others had before: the system's sockets, and a running server's whole service.
+/// Takes what others had before: the system's sockets, and a running server's whole service; with
+/// that the sealing keys that both have.
 async fn inherit(
     config: &Config,
     source: &Source,
     given: Given,
     authority: &CertificateAuthority,
-) -> Result<Inherited, Exit> {
+) -> Result<(Inherited, Option<Keyring>), Exit> {
     let names = source.variable(SOCKET_NAMES).unwrap_or_default();
     let names = names.to_string_lossy();
     let mut names = names.split(':');
@@ -168,7 +170,7 @@ async fn inherit(
         predecessor: None,
     };
     if !given.takes_over {
-        return Ok(inherited);
+        return Ok((inherited, None));
     }
     let Some(store) = config.store.beside(&config.state_dir) else {
         return Err(Exit::usage(
@@ -176,16 +178,18 @@ async fn inherit(
                 .to_owned(),
         ));
     };
-    let Some(stream) = control::find(&store).await else {
+    let found = control::find(&store).await;
+    let Some(stream) = found.map_err(|error| Exit::startup(&error))? else {
         tracing::info!("no server to take over from");
-        return Ok(inherited);
+        return Ok((inherited, None));
     };
     let keys = KeySource::of(config).read().await;
     let keys = keys.map_err(|error| Exit::startup(&error))?;
     let hello = Hello::new(authority, keys.ids());
     let asked = control::ask_to_hand_over(stream, &hello).await;
     inherited.predecessor = Some(asked.map_err(|error| Exit::startup(&error))?);
-    Ok(inherited)
+    // Those that were compared are used, and reading them takes none of the time that is left.
+    Ok((inherited, Some(keys)))
 }
 
 fn ready(app: &App, ca: &PathBuf) -> serde_json::Value {

@@ -60,24 +60,35 @@ pub(super) fn make_folder(path: &Path) -> Result<(), Error> {
 /// Loads the root; with `--dev` one is made at the first start.
 pub(super) fn authority(config: &Config) -> Result<Arc<CertificateAuthority>, Error> {
     let folder = &config.state_dir;
-    let root = if config.dev {
+    let (certificate, key) = (folder.join(CA_FILE), folder.join(CA_KEY_FILE));
+    if config.dev {
         make_folder(folder)?;
-        // A rotation that was cut short leaves halves that only it can put together.
-        look(folder, SystemTime::now()).and_then(|_others| Root::load_or_generate(folder))
-    } else {
-        let (certificate, key) = (folder.join(CA_FILE), folder.join(CA_KEY_FILE));
-        if !certificate.exists() && !key.exists() {
-            return Err(Error::NoAuthority(folder.clone()));
-        }
-        look(folder, SystemTime::now()).and_then(|_others| Root::load(&certificate, &key))
+    } else if !certificate.exists() && !key.exists() {
+        return Err(Error::NoAuthority(folder.clone()));
+    }
+    // A rotation that was cut short leaves halves that only it can put together.
+    let root = match look(folder, SystemTime::now()) {
+        Ok(_others) if config.dev => Root::load_or_generate(folder),
+        Ok(_others) => Root::load(&certificate, &key),
+        // As while it runs: a plan that cannot be read changes nothing of a pair that is whole.
+        Err(unread) => Root::load(&certificate, &key).map_err(|_halves| unread),
     };
     let root = root.map_err(Error::Authority)?;
     for warning in root.warnings() {
         tracing::warn!(warning, "the certificate authority");
     }
     let authority = CertificateAuthority::new(root).map_err(Error::Authority)?;
-    authority.refresh(folder).map_err(Error::Authority)?;
+    if let Err(error) = authority.refresh(folder) {
+        not_taken_up(&chain(&error));
+    }
     Ok(Arc::new(authority))
+}
+
+fn not_taken_up(error: &str) {
+    tracing::error!(
+        error,
+        "the next root cannot be taken up; all stays as it is"
+    );
 }
 
 /// Watches for a root that follows, for as long as the process runs.
@@ -95,10 +106,7 @@ pub(super) async fn watch_authority(authority: Arc<CertificateAuthority>, folder
             Err(panic) => panic.to_string(),
         };
         if now != told && !now.is_empty() {
-            tracing::error!(
-                error = now,
-                "the next root cannot be taken up; all stays as it is"
-            );
+            not_taken_up(&now);
         }
         told = now;
     }

@@ -38,9 +38,12 @@ pub enum News<'a> {
     Written(&'a RecordKey, &'a [u8]),
 }
 
-/// Who is told of changes, in their order; it must not wait.
+/// Hears of changes, in their order; it must not wait.
+type Hear = Box<dyn Fn(News<'_>) + Send + Sync>;
+
+/// Who is told of changes.
 #[derive(Default)]
-struct Listener(Option<Box<dyn Fn(News<'_>) + Send + Sync>>);
+struct Listener(Option<Hear>);
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

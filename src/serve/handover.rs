@@ -67,8 +67,16 @@ impl Sockets {
         };
         let by_name = |it: &Named| it.name == name && fits(it.address);
         let by_address = |it: &Named| it.address == address;
-        let found = self.0.iter().position(by_name);
-        let found = found.or_else(|| self.0.iter().position(by_address))?;
+        // First those that have to be taken.
+        let mut found = None;
+        for is_spare in [false, true] {
+            let of = |fits: &dyn Fn(&Named) -> bool| {
+                let mut all = self.0.iter();
+                all.position(|it| it.is_spare == is_spare && fits(it))
+            };
+            found = found.or_else(|| of(&by_name).or_else(|| of(&by_address)));
+        }
+        let found = found?;
         Some(self.0.swap_remove(found).listener)
     }
 
@@ -268,6 +276,19 @@ mod tests {
         assert_eq!(left.len(), 1);
         assert!(sockets.take("admin_listen", left[0]).is_some());
         assert_eq!(sockets.left().count(), 0);
+    }
+
+    #[test]
+    fn what_the_system_hands_in_comes_before_what_a_predecessor_sends() {
+        let (own, at) = listener();
+        let sent = own.try_clone().unwrap();
+        let (mut given, mut spare) = (Sockets::default(), Sockets::default());
+        given.add("", own).unwrap();
+        spare.add("listen", sent).unwrap();
+        given.append(spare);
+        assert!(given.take("listen", at).is_some());
+        assert_eq!(given.left().count(), 0, "the system's was taken");
+        assert!(given.take("listen", at).is_some(), "the other is there yet");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -151,7 +151,12 @@ impl SessionHandle {
     /// Tells whether the session was cut or has outlived one of its two lifetimes. It then stays
     /// over, but for a patch that is at work in this moment.
     pub fn is_over(&self) -> bool {
-        self.is_cut() || self.life.left(self.open.in_use()).is_zero()
+        self.is_over_with(Duration::ZERO)
+    }
+
+    /// The same where another process may tell so much later that it was used.
+    pub(super) fn is_over_with(&self, slack: Duration) -> bool {
+        self.is_cut() || self.life.left_with(self.open.in_use(), slack).is_zero()
     }
 
     /// Returns when the session was last used, in milliseconds since 1970.

@@ -141,7 +141,13 @@ impl Life {
 
     /// Returns what is left if nothing happens. What is in use is not idle.
     pub(super) fn left(&self, in_use: bool) -> Duration {
+        self.left_with(in_use, Duration::ZERO)
+    }
+
+    /// The same where a use may become known so much later.
+    pub(super) fn left_with(&self, in_use: bool, slack: Duration) -> Duration {
         let ttl = self.ttl.load(Ordering::Acquire);
+        let ttl = ttl.saturating_add(millis(slack));
         let last_used = self.last_used.load(Ordering::Acquire);
         let age = self.age();
         let idle = if in_use {

@@ -320,7 +320,9 @@ impl Sessions {
         let is_first = handle.end();
         self.peers.tell_gone(&[row_key(tenant, id)], None);
         let _after_a_patch = handle.changing.lock().await;
-        if self.in_table(id).is_some() {
+        if self.in_table(id).is_some() || (is_first && self.peers.follows()) {
+            // Also where the process that has the store told of its end meanwhile: only its answer
+            // says that the row is deleted.
             self.forget(&handle).await?;
         } else if !is_first {
             // Another call was faster.
@@ -335,6 +337,8 @@ impl Sessions {
     /// fails, it stays in the table, so that its row is not forgotten.
     pub(super) async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
         let key = row_key(&handle.tenant, &handle.id);
+        // Once more: a change that was under way may have been told since.
+        self.peers.tell_gone(std::slice::from_ref(&key), None);
         let began = Instant::now();
         let deleted = self.store.delete(&key).await;
         self.store_times.observe(began.elapsed());

@@ -41,6 +41,19 @@ impl Sessions {
     /// # Errors
     /// [`Error::Store`]; [`Error::Keys`] where the keys are not those that sealed the store.
     pub async fn load(self: &Arc<Self>) -> Result<Loaded, Error> {
+        let loaded = self.look_through().await?;
+        // What expired while nobody looked, and what was cut with its tenant.
+        self.cut_expired();
+        self.settle().await;
+        Ok(loaded)
+    }
+
+    /// The same, and deletes nothing yet: for a store that may go back to another process, which
+    /// knows of later uses.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn look_through(self: &Arc<Self>) -> Result<Loaded, Error> {
         let rows = self.store.load().await.map_err(Error::Store)?;
         let here = Arc::clone(self);
         let taken = tokio::task::spawn_blocking(move || here.take(&rows));
@@ -50,9 +63,6 @@ impl Sessions {
         if taken.is_proof_missing {
             self.prove().await?;
         }
-        // What expired while nobody looked, and what was cut with its tenant.
-        self.cut_expired();
-        self.settle().await;
         Ok(taken.loaded)
     }
 
@@ -143,6 +153,8 @@ impl Sessions {
         let owner = (&key.tenant, &key.session);
         let record = record::decode(keyring, owner, &row.sealed)?;
         match self.in_table(&key.session) {
+            // A version that is not the first has ended here: its end was told before it.
+            None if record.version != FIRST_VERSION => Ok(()),
             None => self.revive(key, row, record).map(drop),
             Some(own) if own.tenant != key.tenant || own.is_cut() => Ok(()),
             Some(own) if record.version <= own.version() => Ok(()),
@@ -154,9 +166,10 @@ impl Sessions {
     }
 
     /// Makes durable and live what another process sealed: a session that it created, or the next
-    /// version of one. Returns the row as it was written.
-    pub(super) async fn write_for(&self, key: &RowKey, row: Row) -> Result<Row, String> {
-        let (record, row) = {
+    /// version of one. Every other process is told, each before it is told of an end; so is the one
+    /// that asks, which may have given up waiting.
+    pub(super) async fn write_for(&self, key: &RowKey, row: Row, from: u64) -> Result<(), String> {
+        let (record, row, given) = {
             let keyring = self.keyring.read().await;
             let owner = (&key.tenant, &key.session);
             let record = record::decode(&keyring, owner, &row.sealed);
@@ -165,11 +178,20 @@ impl Sessions {
             let plain = keyring.open(&record::context(owner), &row.sealed);
             let plain = plain.map_err(|why| why.to_string())?;
             let sealed = keyring.seal(&record::context(owner), &plain);
-            (record, Row { sealed, ..row })
+            (
+                record,
+                Row {
+                    sealed,
+                    ..row.clone()
+                },
+                row,
+            )
         };
         let put = async || {
             let put = self.store.put(key, row.clone()).await;
-            put.map_err(|error| error.to_string())
+            put.map_err(|error| error.to_string())?;
+            self.peers.tell_row(key, &row, Some(from));
+            Ok::<(), String>(())
         };
         let Some(own) = self.in_table(&key.session) else {
             if record.version != FIRST_VERSION {
@@ -178,9 +200,12 @@ impl Sessions {
             put().await?;
             // It can have no place here by now: its tenant ended.
             let revived = self.revive(key, &row, record);
-            let lives = revived.map_err(|why| why.to_string())?;
+            let lives = revived.map_err(|why| {
+                self.peers.tell_gone(std::slice::from_ref(key), None);
+                why.to_string()
+            })?;
             return lives
-                .then_some(row)
+                .then_some(())
                 .ok_or_else(|| "the session has ended".to_owned());
         };
         let _alone = own.changing.lock().await;
@@ -192,12 +217,14 @@ impl Sessions {
         }
         let standing = self.standing(record).map_err(|why| why.to_string())?;
         put().await?;
+        // As it was sealed there: the current key may not be known to it.
+        self.peers.tell_row_to(from, key, &given);
         if own.is_cut() {
             // Whoever cut it waits for us, and then deletes the row.
             return Err("the session has ended".to_owned());
         }
         own.replace(standing);
-        Ok(row)
+        Ok(())
     }
 
     /// Makes a session live again. Tells whether it lives; one that expired enters the table cut,

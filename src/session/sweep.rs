@@ -21,9 +21,10 @@ impl Sessions {
     /// Cuts what has expired and closes idle upstream connections. Called about once a second.
     pub fn cut_expired(&self) {
         let follows = self.peers.follows();
+        let slack = self.peers.slack();
         let mut gone = Vec::new();
         for handle in self.all() {
-            if !handle.is_over() {
+            if !handle.is_over_with(slack) {
                 handle.pool.sweep();
             } else if !follows && self.end_untold(&handle) {
                 gone.push(row_key(&handle.tenant, &handle.id));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::store::{BoxFuture, Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store};
 
@@ -38,15 +38,25 @@ impl Gate {
         }
     }
 
-    /// Waits for the calls in flight, holds those that come, and lets go of what one process alone
-    /// may have open.
+    /// Waits for the calls in flight, not beyond a limit, holds those that come, and lets go of what
+    /// one process alone may have open. Once it has begun it has to be waited for.
     ///
     /// # Errors
-    /// The store's: then nothing has changed.
-    pub async fn hand_over(&self) -> Result<Handing, Error> {
-        let at = Arc::clone(&self.at).write_owned().await;
-        let is_exclusive = at.release().await?;
-        Ok(Handing { at, is_exclusive })
+    /// The store's, and [`Error::Unavailable`] where calls in flight took too long: then nothing has
+    /// changed.
+    pub async fn hand_over(&self, limit: Duration) -> Result<Handing, Error> {
+        let settled = timeout(limit, Arc::clone(&self.at).write_owned()).await;
+        let at = settled.map_err(Error::unavailable)?;
+        match at.release().await {
+            Ok(is_exclusive) => Ok(Handing { at, is_exclusive }),
+            Err(error) => {
+                // What was late may have been done all the same.
+                if let Err(error) = at.reclaim().await {
+                    tracing::warn!(%error, "the store was not let go of, and does not answer");
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -150,7 +160,7 @@ mod tests {
         let gate = Arc::new(Gate::new(Arc::clone(&before) as Arc<dyn Store>));
         let own = key();
         gate.put(&own, row()).await.unwrap();
-        let handing = gate.hand_over().await.unwrap();
+        let handing = gate.hand_over(PATIENCE).await.unwrap();
         assert!(!handing.is_exclusive(), "memory is nobody's alone");
         let other = key();
         let mut waiting = put(&gate, &other);
@@ -175,7 +185,7 @@ mod tests {
         let own = key();
         gate.put(&own, row()).await.unwrap();
         assert!(matches!(Disk::open(&path), Err(Error::InUse(_))));
-        let handing = gate.hand_over().await.unwrap();
+        let handing = gate.hand_over(PATIENCE).await.unwrap();
         assert!(handing.is_exclusive());
         let successor = Disk::open(&path).unwrap();
         assert_eq!(successor.get(&own).await.unwrap(), Some(row()));
@@ -192,7 +202,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sessions.redb");
         let gate = Gate::new(Arc::new(Disk::open(&path).unwrap()));
-        let handing = gate.hand_over().await.unwrap();
+        let handing = gate.hand_over(PATIENCE).await.unwrap();
         let other = Disk::open(&path).unwrap();
         handing.take_back().await;
         assert!(gate.health().is_err());
@@ -203,9 +213,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), healed)
-            .await
-            .unwrap();
+        timeout(Duration::from_secs(30), healed).await.unwrap();
         gate.put(&key(), row()).await.unwrap();
     }
 }

@@ -238,7 +238,41 @@ fn one_plan_at_a_time_and_not_too_far_ahead() {
     let text = again.to_string();
     assert!(text.contains(&written(now + HOUR).unwrap()), "{text}");
     assert!(text.contains("--cancel"), "{text}");
+    assert!(cancel(folder, now).unwrap());
+    let end = load(folder).end();
+    let gap = crate::authority::plan(folder, "Next root", end, end - HOUR);
+    assert!(matches!(gap, Err(Error::Unsigned { .. })), "{gap:?}");
+    crate::authority::plan(folder, "Next root", end - HOUR / 2, end - HOUR).unwrap();
     let empty = tempfile::tempdir().unwrap();
     let none = crate::authority::plan(empty.path(), "Next root", now, now);
     assert!(matches!(none, Err(Error::NoRoot { .. })), "{none:?}");
+}
+
+#[tokio::test]
+async fn a_process_signs_with_the_root_of_the_folder_whatever_it_missed() {
+    let (folder, clock) = (folder(), TestClock::now());
+    let folder = folder.path();
+    let authority = start(folder, &clock);
+    // Two at once between two looks: of the one that signs here nothing is left.
+    for name in ["Second root", "Third root"] {
+        plan(folder, name, clock.read(), clock.read()).unwrap();
+    }
+    authority.refresh(folder).unwrap();
+    let third = load(folder).cert_der().to_vec();
+    assert_eq!(authority.signing_root().cert_der(), third);
+    assert_eq!(authority.trusted()[0], third);
+    // A plan that is taken back by one whose clock is behind, when it signs here already.
+    plan(folder, "Fourth root", clock.read() + HOUR, clock.read()).unwrap();
+    authority.refresh(folder).unwrap();
+    let early = clock.read() + NEARLY;
+    clock.advance(HOUR);
+    assert_ne!(authority.signing_root().cert_der(), third);
+    assert!(cancel(folder, early).unwrap());
+    authority.refresh(folder).unwrap();
+    let leaf = chain(&authority, HOST).await;
+    assert!(
+        verify(&third, &leaf, HOST, clock.read()).is_ok(),
+        "it signs"
+    );
+    assert_eq!(authority.signing_root().cert_der(), third);
 }

@@ -6,25 +6,37 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::message::{Key, Link, Message, Outcome, RowLine, bytes, next, text};
+use tokio::io::BufReader;
+use tokio::net::unix::OwnedReadHalf;
+
+use super::message::{Key, Link, Message, Outcome, RowLine, bytes, text};
 use super::reports::Reports;
-use super::{End, Sessions};
+use super::{End, Sessions, heard};
 use crate::id::TenantId;
 use crate::session::Error;
-use crate::store::{RecordKey, RecordKind};
+use crate::store::{RecordKey, RecordKind, RowKey};
 use crate::tenant;
 
 impl Sessions {
     /// Serves a process whose store this one has taken over, until it ends. What it changes is
     /// written here; it learns what changes here.
-    pub async fn lead(self: Arc<Self>, link: Link) {
-        let Link { mut read, write } = link;
+    ///
+    /// It is told from this call on, and served while what is returned runs.
+    pub fn lead(self: Arc<Self>, link: Link) -> impl Future<Output = ()> + Send {
+        let Link { read, write } = link;
         let end = End::start(write);
         let id = self.peers.enter(&end);
+        // What cannot be served here must not go on there: nobody could end it.
+        let refused: Vec<RowKey> = self.refused().iter().cloned().collect();
+        self.peers.tell_gone(&refused, None);
         let reports = Arc::<Mutex<Reports>>::default();
         self.keep_reporting(&end, &reports, false);
+        self.serve_peer(read, end, id)
+    }
+
+    async fn serve_peer(self: Arc<Self>, mut read: BufReader<OwnedReadHalf>, end: End, id: u64) {
         let reading = async {
-            while let Some(message) = next(&mut read).await? {
+            while let Some(message) = heard(&mut read).await? {
                 match message {
                     Message::Used(uses) => self.note_uses(&uses),
                     Message::End => return Ok(()),
@@ -93,10 +105,11 @@ impl Sessions {
                 key, was, sealed, ..
             } => self.apply_record(&key, was.as_deref(), &sealed).await,
             Message::DeleteRecord { key, .. } => self.apply_record_end(&key).await,
-            Message::Records { lines, .. } => match self.audit.relay(lines).await {
-                true => Ok(Outcome::Done(true)),
-                false => Err("the audit lines could not be written".to_owned()),
-            },
+            Message::Records { lines, .. } => {
+                let written = self.audit.relay(lines).await;
+                let lost = || "the audit lines could not be written".to_owned();
+                written.then_some(Outcome::Done(true)).ok_or_else(lost)
+            }
             _ => Err("nothing was asked".to_owned()),
         }
     }
@@ -104,8 +117,7 @@ impl Sessions {
     /// Writes a row for another process: the next version of a session, or a new one.
     async fn apply(&self, from: u64, line: &RowLine) -> Result<Outcome, String> {
         let (key, row) = line.read().ok_or("the row cannot be read")?;
-        let written = self.write_for(&key, row).await?;
-        self.peers.tell_row(&key, &written, Some(from));
+        self.write_for(&key, row, from).await?;
         Ok(Outcome::Done(true))
     }
 
@@ -114,7 +126,10 @@ impl Sessions {
         let key = key.read().ok_or("the key cannot be read")?;
         let own = self.in_table(&key.session);
         let Some(handle) = own.filter(|own| own.tenant == key.tenant) else {
-            return Ok(Outcome::Done(false));
+            self.peers.tell_gone(std::slice::from_ref(&key), Some(from));
+            let forgotten = self.forget_row(&key).await;
+            let was_there = forgotten.map_err(|error| error.to_string())?;
+            return Ok(Outcome::Done(was_there));
         };
         handle.end();
         self.peers.tell_gone(std::slice::from_ref(&key), Some(from));
@@ -139,10 +154,9 @@ impl Sessions {
         };
         let sealed = bytes(sealed).ok_or_else(unread)?;
         let written = self.tenants.write_for(&key, was.as_deref(), &sealed).await;
-        match written.map_err(|error| error.to_string())? {
-            true => Ok(Outcome::Done(true)),
-            false => Err("the record was changed meanwhile".to_owned()),
-        }
+        let written = written.map_err(|error| error.to_string())?;
+        let changed = || "the record was changed meanwhile".to_owned();
+        written.then_some(Outcome::Done(true)).ok_or_else(changed)
     }
 
     /// Deletes a record for another process, and ends what it stands for.

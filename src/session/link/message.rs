@@ -57,6 +57,33 @@ pub(super) enum Message {
     End,
 }
 
+impl Message {
+    /// Returns how many bytes it holds, about: of what may be long.
+    pub(super) fn bytes(&self) -> usize {
+        let held = match self {
+            Self::Put { row, .. } | Self::Row(row) => row.sealed.len(),
+            Self::PutRecord { was, sealed, .. } => {
+                was.as_ref().map_or(0, String::len) + sealed.len()
+            }
+            Self::Records { lines, .. } => lines.len(),
+            Self::Record { sealed, .. } => sealed.as_ref().map_or(0, String::len),
+            Self::Answer { outcome, .. } => match outcome {
+                Ok(Outcome::Record(Some(sealed))) => sealed.len(),
+                Ok(Outcome::Record(None) | Outcome::Done(_)) => 0,
+                Err(why) => why.len(),
+            },
+            Self::Gone(keys) => keys.len() * size_of::<[Key; 2]>(),
+            Self::Used(uses) => uses.len() * size_of::<[Use; 2]>(),
+            Self::Ahead { .. }
+            | Self::Delete { .. }
+            | Self::DeleteRecord { .. }
+            | Self::End
+            | Self::ReadRecord { .. } => 0,
+        };
+        held + size_of::<Self>()
+    }
+}
+
 /// How something went that one process asked of the other.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

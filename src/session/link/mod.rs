@@ -12,12 +12,12 @@ mod remote;
 mod reports;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::message::{Key, Message, Outcome, RowLine, bytes, next, text};
 use self::remote::{Asked, Remote};
-use self::reports::Reports;
+use self::reports::{REPORT_EVERY, Reports};
 use crate::audit::Parcels;
 use crate::id::TenantId;
 use crate::records::News;
@@ -34,8 +34,12 @@ use crate::store::{RecordKey, Row, RowKey, Store};
 
 pub use self::message::Link;
 
-/// How many messages wait for a peer that does not read, and for one that cannot heed them yet.
+/// How many messages wait for a peer that does not read, and for one that cannot heed them yet; and
+/// how many bytes of them, unless a single one is longer.
 const QUEUE: usize = 4096;
+const QUEUE_BYTES: usize = 64 << 20;
+/// How long a peer may be silent, which reports every second, and how long it may take a message.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How many ends are told in one message.
 const ENDS: usize = 1000;
 /// How long the last report has to arrive.
@@ -44,10 +48,28 @@ const LAST_REPORT: Duration = Duration::from_secs(2);
 /// hold within two seconds.
 const TAKE_UP: Duration = Duration::from_secs(1);
 
+/// How many bytes of messages wait in a queue.
+#[derive(Clone, Debug, Default)]
+struct Room(Arc<AtomicUsize>);
+
+impl Room {
+    /// Takes room for a message; false where there is none, which ends the link.
+    fn take(&self, message: &Message) -> bool {
+        let bytes = message.bytes();
+        let before = self.0.fetch_add(bytes, Ordering::AcqRel);
+        before == 0 || before.saturating_add(bytes) <= QUEUE_BYTES
+    }
+
+    fn give_back(&self, message: &Message) {
+        self.0.fetch_sub(message.bytes(), Ordering::AcqRel);
+    }
+}
+
 /// One end of a link at work: what is to be written waits in a queue.
 #[derive(Clone, Debug)]
 struct End {
     queue: mpsc::Sender<Message>,
+    room: Room,
     broken: CancellationToken,
 }
 
@@ -56,13 +78,15 @@ impl End {
     fn start(mut write: OwnedWriteHalf) -> Self {
         let (queue, mut messages) = mpsc::channel::<Message>(QUEUE);
         let broken = CancellationToken::new();
-        let own = broken.clone();
+        let room = Room::default();
+        let (own, waiting) = (broken.clone(), room.clone());
         tokio::spawn(async move {
             let writing = async {
                 while let Some(message) = messages.recv().await {
                     let mut line = serde_json::to_vec(&message)?;
                     line.push(b'\n');
-                    write.write_all(&line).await?;
+                    timeout(SILENCE, write.write_all(&line)).await??;
+                    waiting.give_back(&message);
                     if matches!(message, Message::End) {
                         return write.shutdown().await;
                     }
@@ -78,12 +102,16 @@ impl End {
                 own.cancel();
             }
         });
-        Self { queue, broken }
+        Self {
+            queue,
+            room,
+            broken,
+        }
     }
 
     /// Tells the other process. One that does not read is one that has gone.
     fn tell(&self, message: Message) {
-        if self.queue.try_send(message).is_err() {
+        if !self.room.take(&message) || self.queue.try_send(message).is_err() {
             self.broken.cancel();
         }
     }
@@ -102,6 +130,15 @@ impl Peers {
     /// Tells whether there is anybody to tell.
     pub(in crate::session) fn any(&self) -> bool {
         !self.lock().is_empty()
+    }
+
+    /// Returns how much later than its use it may become known that a session was used elsewhere.
+    pub(in crate::session) fn slack(&self) -> Duration {
+        if self.any() {
+            REPORT_EVERY
+        } else {
+            Duration::ZERO
+        }
     }
 
     pub(in crate::session) fn follows(&self) -> bool {
@@ -141,6 +178,14 @@ impl Peers {
     /// Returns how many processes there are to tell.
     pub(in crate::session) fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Tells one of a row that was written, as it can read it.
+    pub(in crate::session) fn tell_row_to(&self, one: u64, key: &RowKey, row: &Row) {
+        let ends = self.lock();
+        if let Some((_, end)) = ends.iter().find(|(id, _)| *id == one) {
+            end.tell(Message::Row(RowLine::of(key, row)));
+        }
     }
 
     fn tell(&self, but: Option<u64>, message: impl Fn() -> Message) {
@@ -220,9 +265,10 @@ impl Sessions {
         }
         // Answers wait for nothing; what is to be heeded may have to wait for one of them.
         let (later, told) = mpsc::channel(QUEUE);
-        tokio::spawn(Arc::clone(self).heed_all(told, end.clone()));
+        let room = Room::default();
+        tokio::spawn(Arc::clone(self).heed_all(told, room.clone(), end.clone()));
         let remote = Arc::new(Remote::new(&asked));
-        let reader = tokio::spawn(read_all(read, asked, later, end.clone()));
+        let reader = tokio::spawn(read_all(read, asked, (later, room), end.clone()));
         let following = Following {
             end,
             sessions: Arc::clone(self),
@@ -232,8 +278,9 @@ impl Sessions {
         (remote, following)
     }
 
-    async fn heed_all(self: Arc<Self>, mut told: mpsc::Receiver<Message>, end: End) {
+    async fn heed_all(self: Arc<Self>, mut told: mpsc::Receiver<Message>, room: Room, end: End) {
         while let Some(message) = told.recv().await {
+            room.give_back(&message);
             if self.heed(message).await.is_none() {
                 tracing::warn!("the other process said what was not due");
                 end.broken.cancel();
@@ -330,18 +377,24 @@ impl Sessions {
     }
 }
 
+/// Reads the next message of a peer. One that says nothing for [`SILENCE`] is one that has gone.
+async fn heard(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Message>> {
+    timeout(SILENCE, next(read)).await?
+}
+
 /// Reads what the other process says until the link ends.
 async fn read_all(
-    mut read: tokio::io::BufReader<tokio::net::unix::OwnedReadHalf>,
+    mut read: BufReader<OwnedReadHalf>,
     asked: Arc<Asked>,
-    later: mpsc::Sender<Message>,
+    (later, room): (mpsc::Sender<Message>, Room),
     end: End,
 ) {
     let reading = async {
-        while let Some(message) = next(&mut read).await? {
+        while let Some(message) = heard(&mut read).await? {
             match message {
                 Message::Answer { ask, outcome } => asked.answer(ask, outcome),
-                told => later.try_send(told).map_err(io::Error::other)?,
+                told if room.take(&told) => later.try_send(told).map_err(io::Error::other)?,
+                _too_much => return Err(io::ErrorKind::OutOfMemory.into()),
             }
         }
         Ok::<(), io::Error>(())
@@ -366,5 +419,52 @@ async fn send_away(mut parcels: Parcels, asked: Arc<Asked>) {
             Ok(Outcome::Done(true)) => parcel.arrived(),
             Ok(_) | Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::id::SessionId;
+
+    /// What is told here is not written before the test waits.
+    fn end() -> (End, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (End::start(ours.into_split().1), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_may_have_so_many_bytes_and_no_more() {
+        let lines = |bytes| Message::Records {
+            ask: 0,
+            lines: "x".repeat(bytes),
+        };
+        let (one, _peer) = end();
+        one.tell(lines(QUEUE_BYTES + 1));
+        assert!(!one.broken.is_cancelled(), "a single one may be longer");
+        one.tell(lines(1));
+        assert!(one.broken.is_cancelled());
+        let (many, _peer) = end();
+        for _ in 0..3 {
+            many.tell(lines(QUEUE_BYTES / 4));
+        }
+        assert!(!many.broken.is_cancelled());
+        many.tell(lines(QUEUE_BYTES / 4));
+        assert!(many.broken.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn many_ends_at_once_are_few_messages() {
+        let (peers, (end, _peer)) = (Peers::default(), end());
+        peers.enter(&end);
+        let gone = || RowKey {
+            tenant: TenantId::new("acme"),
+            session: SessionId::generate(),
+        };
+        let gone: Vec<RowKey> = (0..100_000).map(|_| gone()).collect();
+        peers.tell_gone(&gone, None);
+        assert!(!end.broken.is_cancelled());
     }
 }

@@ -16,9 +16,11 @@ use crate::id::SessionId;
 use crate::session::live::Sessions;
 
 /// How often it is told what was used.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
+pub(super) const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How much further back than the last report a use may lie to be in the next.
 const SLACK: Duration = Duration::from_secs(1);
+/// How far back the first report goes: longer than a hand-over takes.
+const FIRST: Duration = Duration::from_mins(2);
 /// The most sessions of one report's line.
 const USES: usize = 1000;
 
@@ -80,7 +82,8 @@ impl Sessions {
     fn report(&self, end: &End, reports: &mut Reports, counts: bool) {
         let now = Instant::now();
         let since = reports.last.replace(now);
-        let window = since.map_or(SLACK, |since| now - since + SLACK);
+        // The first report has all that was used while the service was handed over.
+        let window = since.map_or(FIRST, |since| now - since + SLACK);
         let mut uses = Vec::new();
         for handle in self.all() {
             if handle.open.in_use() {
@@ -107,9 +110,13 @@ impl Sessions {
                 uses.push(used);
             }
         }
-        while !uses.is_empty() {
+        // One at least: it says that this process is there.
+        loop {
             let rest = uses.split_off(uses.len().min(USES));
             end.tell(Message::Used(std::mem::replace(&mut uses, rest)));
+            if uses.is_empty() {
+                return;
+            }
         }
     }
 }

@@ -25,11 +25,20 @@ async fn pair() -> Pair {
 
 /// With tenants of the store where `is_strict`: `acme`, and another.
 async fn pair_with(is_strict: bool) -> Pair {
+    pair_of(is_strict, options(), []).await.0
+}
+
+/// With options of the process before, and sessions that it has besides.
+async fn pair_of<const N: usize>(
+    is_strict: bool,
+    own: Options,
+    also: [Form; N],
+) -> (Pair, Vec<Created>) {
     let first = proven().await;
     let gate = Arc::new(Gate::new(Arc::clone(&first.store) as Arc<dyn Store>));
     let clock = Clock::default();
     let rows = Arc::clone(&gate) as Arc<dyn Store>;
-    let sessions = Sessions::new(rows, keys(), options(), Arc::new(closed()), Sink::discard());
+    let sessions = Sessions::new(rows, keys(), own, Arc::new(closed()), Sink::discard());
     let sessions = sessions.with_clock(clock.clone());
     let sessions = tenanted(sessions, is_strict).await;
     if is_strict {
@@ -45,28 +54,46 @@ async fn pair_with(is_strict: bool) -> Pair {
         tenant: first.tenant.clone(),
     };
     let made = before.create(one_secret()).await;
+    let mut others = Vec::new();
+    for form in also {
+        others.push(before.create(form).await);
+    }
     let mut after = first.restarted(keys());
     let sessions = Arc::into_inner(after.sessions).expect("nobody else has it");
     after.sessions = Arc::new(tenanted(sessions, is_strict).await);
     after.sessions.load().await.unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let handing = gate.hand_over().await.unwrap();
+    let handing = gate.hand_over(MINUTE).await.unwrap();
     let (remote, following) = before.sessions.trail(Link::new(ours), true, None);
     handing.replace(remote);
     tokio::spawn(Arc::clone(&after.sessions).lead(Link::new(theirs)));
     // It is there when it has answered.
     before.create(one_secret()).await;
-    Pair {
+    let pair = Pair {
         before,
         after,
         made,
         following,
+    };
+    (pair, others)
+}
+
+fn key_of(world: &World, created: &Created) -> RowKey {
+    RowKey {
+        tenant: world.tenant.clone(),
+        session: created.handle.id().clone(),
     }
+}
+
+/// Waits until the process before has heeded all that its successor has told so far.
+async fn heeded(before: &World, after: &World) {
+    let last = after.create(one_secret()).await;
+    until("what comes last", || before.live(&last).is_some()).await;
 }
 
 async fn tenanted(sessions: Sessions, is_strict: bool) -> Sessions {
     if !is_strict {
-        return sessions;
+        return with_two(sessions);
     }
     let records = Arc::clone(sessions.records());
     let tenants = Arc::new(Tenants::new(records, Limits::default(), 1));
@@ -127,7 +154,7 @@ async fn changes_go_both_ways_and_only_the_next_version_is_written() {
     until("the patch", || value(&made.handle) == "third-value-01234").await;
     let third = row().await.unwrap();
     for old in [&first, &second, &third] {
-        let refused = after.sessions.write_for(&key, old.clone()).await;
+        let refused = after.sessions.write_for(&key, old.clone(), 0).await;
         assert!(refused.unwrap_err().contains("changed meanwhile"));
         let keyring = keys();
         before.sessions.adopt(&keyring, &key, old).unwrap();
@@ -145,7 +172,7 @@ async fn changes_go_both_ways_and_only_the_next_version_is_written() {
     assert!(
         after
             .sessions
-            .write_for(&other, third.clone())
+            .write_for(&other, third.clone(), 0)
             .await
             .is_err()
     );
@@ -157,7 +184,7 @@ async fn changes_go_both_ways_and_only_the_next_version_is_written() {
         .await
         .unwrap();
     until("the end", || made.handle.is_cut()).await;
-    let refused = after.sessions.write_for(&key, third.clone()).await;
+    let refused = after.sessions.write_for(&key, third.clone(), 0).await;
     assert!(refused.unwrap_err().contains("has ended"));
     assert_eq!(row().await, None);
     let own = before.create(one_secret()).await;
@@ -186,6 +213,24 @@ async fn only_who_has_the_store_decides_what_has_expired() {
     after.sweep().await;
     until("the end", || made.handle.is_cut()).await;
     assert_eq!(before.sessions.len(), 0);
+}
+
+#[tokio::test]
+async fn what_may_have_been_used_elsewhere_has_a_second_more() {
+    let Pair {
+        before,
+        after,
+        made,
+        following: _tie,
+    } = pair().await;
+    before.clock.advance(2 * MINUTE);
+    after.clock.advance(MINUTE);
+    let there = after.sessions.in_table(made.handle.id()).unwrap();
+    after.sweep().await;
+    assert!(there.is_over() && !there.is_cut());
+    after.clock.advance(Duration::from_secs(1));
+    after.sweep().await;
+    assert!(there.is_cut());
 }
 
 #[tokio::test]
@@ -368,4 +413,146 @@ async fn a_tenant_that_cannot_be_read_is_cut_and_loses_no_row() {
         before.sessions.tenants().find(&own).is_none()
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_ends_during_a_patch_does_not_come_back_here() {
+    let Pair {
+        before,
+        after,
+        made,
+        following: _tie,
+    } = pair().await;
+    let here = after.live(&made).unwrap();
+    after.store.hold();
+    let (sessions, tenant, id) = (
+        Arc::clone(&after.sessions),
+        after.tenant.clone(),
+        here.id().clone(),
+    );
+    let patching = tokio::spawn({
+        let (sessions, tenant, id) = (Arc::clone(&sessions), tenant.clone(), id.clone());
+        async move { sessions.patch(&tenant, &id, Ok).await.map(drop) }
+    });
+    after.store.holding().await;
+    let deleting = tokio::spawn(async move { sessions.delete(&tenant, &id).await });
+    until("the end", || made.handle.is_cut()).await;
+    after.store.release();
+    patching.await.unwrap().unwrap_err();
+    deleting.await.unwrap().unwrap();
+    heeded(&before, &after).await;
+    assert!(before.sessions.in_table(made.handle.id()).is_none());
+}
+
+#[tokio::test]
+async fn a_deletion_here_is_answered_when_the_row_is_gone_whoever_told_of_the_end() {
+    let Pair {
+        before,
+        after,
+        made,
+        following: _tie,
+    } = pair().await;
+    let (tenant, id) = (&before.tenant, made.handle.id());
+    let changing = made.handle.changing.lock().await;
+    let deleting = tokio::spawn({
+        let (sessions, tenant, id) = (Arc::clone(&before.sessions), tenant.clone(), id.clone());
+        async move { sessions.delete(&tenant, &id).await }
+    });
+    until("the cut", || made.handle.is_cut()).await;
+    after.store.fail(true);
+    after.sessions.delete(tenant, id).await.unwrap_err();
+    until("the end", || before.sessions.in_table(id).is_none()).await;
+    let row = async || after.store.get(&key_of(&after, &made)).await.unwrap();
+    assert!(row().await.is_some());
+    after.store.fail(false);
+    drop(changing);
+    deleting.await.unwrap().unwrap();
+    assert!(row().await.is_none());
+}
+
+#[tokio::test]
+async fn what_the_successor_refuses_ends_here_and_can_be_deleted() {
+    let loose = Options {
+        unscoped_secrets: true,
+        ..options()
+    };
+    let unscoped = form([("OWN", secret(CANARY))]);
+    let (pair, also) = pair_of(false, loose, [unscoped]).await;
+    let Pair {
+        before,
+        after,
+        made,
+        following: _tie,
+    } = pair;
+    let key = key_of(&after, &also[0]);
+    assert!(after.sessions.refused().contains(&key));
+    until("the end", || also[0].handle.is_cut()).await;
+    assert!(!made.handle.is_cut());
+    assert!(after.store.get(&key).await.unwrap().is_some());
+    // As one who was asked to before it was told.
+    assert!(before.sessions.store.delete(&key).await.unwrap());
+    assert!(after.store.get(&key).await.unwrap().is_none());
+    assert!(!after.sessions.refused().contains(&key));
+    assert!(!before.sessions.store.delete(&key).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_change_that_nobody_waits_for_any_more_is_known_where_it_was_asked_for() {
+    let Pair {
+        before,
+        after,
+        made,
+        following: _tie,
+    } = pair().await;
+    after.store.hold();
+    let (sessions, tenant) = (Arc::clone(&before.sessions), before.tenant.clone());
+    let id = made.handle.id().clone();
+    let patching = tokio::spawn(async move {
+        let change = |mut form: Form| {
+            rotate(&mut form, "second-value-0123");
+            Ok(form)
+        };
+        sessions.patch(&tenant, &id, change).await.map(drop)
+    });
+    after.store.holding().await;
+    patching.abort();
+    assert!(patching.await.unwrap_err().is_cancelled());
+    after.store.release();
+    until("the patch", || value(&made.handle) == "second-value-0123").await;
+    before
+        .patch(&made.handle, |form| rotate(form, "third-value-01234"))
+        .await;
+    assert_eq!(value(&after.live(&made).unwrap()), "third-value-01234");
+}
+
+#[tokio::test]
+async fn one_who_says_nothing_has_gone() {
+    let world = proven().await;
+    let (ours, silent) = UnixStream::pair().unwrap();
+    let (other, _also_silent) = UnixStream::pair().unwrap();
+    tokio::time::pause();
+    let leading = Arc::clone(&world.sessions).lead(Link::new(ours));
+    tokio::time::timeout(MINUTE, leading).await.unwrap();
+    assert_eq!(world.sessions.followers(), 0);
+    let (_remote, following) = world.sessions.trail(Link::new(other), true, None);
+    tokio::time::timeout(MINUTE, following.broken())
+        .await
+        .unwrap();
+    drop(silent);
+}
+
+#[tokio::test]
+async fn what_is_used_here_lives_over_there() {
+    let Pair {
+        before: _uses,
+        after,
+        made,
+        following: _tie,
+    } = pair().await;
+    let there = after.live(&made).unwrap();
+    after.clock.advance(NEARLY);
+    // Here the time stands still: it was used just now.
+    until("a report", || there.life.idle().is_zero()).await;
+    after.clock.advance(NEARLY);
+    assert!(!there.is_over());
 }

@@ -159,6 +159,9 @@ async fn lifetimes_go_on_and_what_expired_meanwhile_is_gone() {
         put(&world, &created, row).await;
         let after = world.restarted(keys());
         let expected = loaded(usize::from(lives), usize::from(!lives), 0);
+        let looks = world.restarted(keys());
+        assert_eq!(looks.sessions.look_through().await.unwrap(), expected);
+        assert_eq!(world.rows().await, 2, "the store may go back");
         assert_eq!(after.sessions.load().await.unwrap(), expected);
         assert_eq!(after.live(&created).is_some(), lives, "{idle} {age}");
         // The proof of the keys stays.

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -11,6 +12,7 @@ use redb::backends::FileBackend;
 use super::file::open_with;
 use super::*;
 use crate::id::{SessionId, TenantId};
+use crate::store::Gate;
 
 /// How long a machine under load may take for what happens at once elsewhere.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -54,6 +56,21 @@ struct Faults {
     blind: AtomicBool,
     /// Closing panics, once.
     mad: AtomicBool,
+    /// Nothing reaches the disk for now.
+    stalled: Mutex<bool>,
+    stirred: Condvar,
+}
+
+impl Faults {
+    fn stall(&self, is_stalled: bool) {
+        *self.stalled.lock().unwrap() = is_stalled;
+        self.stirred.notify_all();
+    }
+
+    fn wait(&self) {
+        let stalled = self.stalled.lock().unwrap();
+        drop(self.stirred.wait_while(stalled, |is_stalled| *is_stalled));
+    }
 }
 
 /// A file with faults.
@@ -90,6 +107,7 @@ impl StorageBackend for Faulty {
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
+        self.faults.wait();
         self.obey()?;
         self.file.sync_data()
     }
@@ -273,7 +291,20 @@ async fn a_disk_that_was_not_to_be_read_is_read_again_later() {
     let failed = disk.get(&keys[0]).await.map(|row| row.is_some());
     assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
     faults.blind.store(false, Ordering::SeqCst);
-    assert!(disk.get(&keys[0]).await.unwrap().is_some());
+    // Opening it again can take a busy machine longer than one call waits.
+    let read = async {
+        loop {
+            if let Ok(row) = disk.get(&keys[0]).await {
+                return row;
+            }
+        }
+    };
+    assert!(
+        tokio::time::timeout(PATIENCE, read)
+            .await
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(disk.load().await.unwrap().rows.len(), 40);
     disk.close();
 }
@@ -395,4 +426,38 @@ async fn a_flipped_bit_is_told_or_changes_one_row() {
     }
     // Most bits are in no page that is read: where all were refused, nothing was shown.
     assert!((50..150).contains(&read), "{read}");
+}
+
+#[tokio::test]
+async fn a_file_is_not_let_go_of_for_one_who_waits_no_more() {
+    let place = Place::new();
+    let disk = place.open();
+    let (sender, gone) = oneshot::channel();
+    drop(gone);
+    assert!(disk.queue.try_send(Request::Release(sender)).is_ok());
+    disk.put(&key(), row("after")).await.unwrap();
+    assert!(matches!(Disk::open(&place.path()), Err(Error::InUse(_))));
+}
+
+#[tokio::test]
+async fn a_disk_that_stalls_while_it_is_handed_over_stays_in_use() {
+    let place = Place::new();
+    let (disk, faults) = faulty(&place);
+    let gate = Gate::new(Arc::new(disk));
+    let own = key();
+    gate.put(&own, row("before")).await.unwrap();
+    faults.stall(true);
+    // Each deadline is over at once.
+    tokio::time::pause();
+    gate.put(&own, row("late")).await.unwrap_err();
+    gate.hand_over(PATIENCE).await.unwrap_err();
+    tokio::time::resume();
+    faults.stall(false);
+    let heals = async {
+        while gate.put(&own, row("after")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, heals).await.unwrap();
+    assert!(gate.hand_over(PATIENCE).await.unwrap().is_exclusive());
 }

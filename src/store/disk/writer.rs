@@ -182,8 +182,7 @@ impl Writer {
                 }
                 Request::Release(sender) => {
                     self.commit(std::mem::take(&mut group));
-                    (self.file, self.is_released, self.pause) = (None, true, None);
-                    answer(sender, Ok(()));
+                    self.release(sender);
                 }
                 Request::Reclaim(sender) => {
                     // Now or, from here on, by itself.
@@ -195,6 +194,19 @@ impl Writer {
             }
         }
         self.commit(group);
+    }
+
+    /// Closes the file for another process. Whoever asked for it has to be there: a file that nobody
+    /// knows of as released would stay closed.
+    fn release(&mut self, sender: Sender<Result<(), Error>>) {
+        if sender.is_closed() {
+            return;
+        }
+        let pause = self.pause.take();
+        (self.file, self.is_released) = (None, true);
+        if sender.send(Ok(())).is_err() {
+            (self.is_released, self.pause) = (false, pause);
+        }
     }
 
     fn read<T>(&mut self, read: impl Fn(&File) -> Result<T, Cause>) -> Result<T, Error> {

@@ -130,3 +130,21 @@ async fn a_root_is_rotated_without_a_server_too() {
     assert_eq!(get(server.plain(), "/v1/ca.pem").await.text(), first);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_plan_that_cannot_be_read_keeps_no_server_from_starting() {
+    let home = Home::new();
+    home.run(&["ca", "generate"]).await.expect(0);
+    let first = home.run(&["ca", "export"]).await.expect(0).stdout;
+    let planned = home.run(&["ca", "rotate", "--at", &days(30)]).await;
+    planned.expect(0);
+    super::mode(&home.state("ca.next"), 0o644);
+    let server = home.serve_dev(&[]).await;
+    assert_eq!(get(server.plain(), "/v1/ca.pem").await.text(), first);
+    let told = |log: &str| log.contains("cannot be taken up");
+    server.log.wait("the plan", told).await;
+    super::mode(&home.state("ca.next"), 0o600);
+    let known = |bundle: &str| last(bundle, 1) == first;
+    publishes(&server, "/v1/bundle.pem", known).await;
+    server.stop().await;
+}

@@ -8,6 +8,7 @@ mod load;
 mod sockets;
 mod tenants;
 
+use std::path::Path;
 use std::time::Duration;
 
 use oshu_vault::seal::Keyring;
@@ -18,8 +19,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::{HOST, Made, Place, TARGET, kill};
-use crate::binary::{Server, dial, get, next_event};
-use crate::support::{Conn, contains, sha256, show, within};
+use crate::binary::{Server, dial, get, mode, next_event};
+use crate::support::clients::client;
+use crate::support::{Conn, Origin, contains, sha256, show, within};
 
 /// Waits until a server says that another has taken over.
 async fn handed_over(server: &mut Server) {
@@ -266,12 +268,13 @@ async fn hello(place: &Place, server: &Server) -> Value {
 async fn a_successor_that_stays_silent_has_ten_seconds() {
     let place = Place::new().await;
     let server = place.serve().await;
-    let (mut stream, answer) = asks(&place, &hello(&place, &server).await).await;
-    assert_eq!(answer, json!({ "sockets": ["listen"] }));
+    let hello = hello(&place, &server).await;
     let started = std::time::Instant::now();
-    // Whoever connects and creates meanwhile waits, and is served.
+    let (mut stream, answer) = asks(&place, &hello).await;
+    assert_eq!(answer, json!({ "sockets": ["listen"] }));
+    // Whoever creates meanwhile waits, and is served.
     let made = place.create(&server).await;
-    assert!(started.elapsed() > Duration::from_secs(5), "it waited");
+    assert!(started.elapsed() >= Duration::from_secs(10), "it waited");
     place.works(&server, &made).await;
     server
         .log
@@ -325,6 +328,44 @@ async fn only_its_own_kind_takes_over() {
     server.stop().await;
 }
 
+/// Says something to a socket, and prints what is answered.
+const SAYS: &str = "import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+try:
+    peer.sendall(b'seal rotate\\n')
+    print(peer.recv(1000).decode(), end='')
+except (BrokenPipeError, ConnectionResetError):
+    pass
+";
+
+#[tokio::test]
+async fn another_user_is_not_heard() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root can be somebody else");
+        return;
+    }
+    let place = Place::new().await;
+    let server = place.serve().await;
+    let socket = place.home.state("sessions.redb.sock");
+    // Whatever a folder's owner has opened: the socket asks for itself.
+    for folder in socket.ancestors().skip(1).take(4) {
+        mode(folder, 0o755);
+    }
+    mode(&socket, 0o666);
+    let says = async |user: u32| {
+        let mut command = client("python3", Path::new("/"));
+        command.args(["-c", SAYS]).arg(&socket).uid(user);
+        let said = command.output();
+        let said = within("what is said", said).await.expect("python3");
+        assert!(said.status.success(), "{}", show(&said.stderr));
+        String::from_utf8(said.stdout).expect("a text")
+    };
+    assert_eq!(says(65_534).await, "");
+    assert!(says(0).await.contains("sealed"));
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn without_a_server_to_take_over_from_it_starts() {
     let place = Place::new().await;
@@ -356,6 +397,34 @@ async fn without_its_successor_a_process_cuts_what_it_has_open() {
     let again = place.serve().await;
     place.works(&again, &made).await;
     again.stop().await;
+}
+
+#[tokio::test]
+async fn without_its_successor_a_process_that_drains_cuts_too() {
+    let place =
+        Place::with(Origin::script(|_request, conn| async move { conn.wait_end().await }).await);
+    let limits = [("OSHU_VAULT__LIMITS__DRAIN_TIMEOUT_MS", "3600000")];
+    let mut before = place.home.serve(&place.line(), &limits).await;
+    let made = place.create(&before).await;
+    let mut open = place.workload(&before, &made).await.connect(TARGET).await;
+    open.send(request(&made.session.sealed_secrets["EXAMPLE_KEY"]))
+        .await;
+    let asked = |all: &[Vec<u8>]| contains(&all.concat(), &made.value);
+    place.origin.wait("the request", asked).await;
+    let mut idle = dial(before.plain()).await;
+    let at = before.plain();
+    idle.send(format!("GET /readyz HTTP/1.1\r\nHost: {at}\r\n\r\n"))
+        .await;
+    assert_eq!(idle.answer().await.status, 200);
+    let after = place.successor().await;
+    handed_over(&mut before).await;
+    before.signal(Signal::TERM);
+    // It drains by now.
+    idle.expect_end().await;
+    kill(after).await;
+    open.expect_end().await;
+    let log = ended(before).await;
+    assert!(log.contains("everything is cut"), "{log}");
 }
 
 #[tokio::test]
