@@ -27,6 +27,7 @@ pub mod serve;
 pub mod store;
 pub mod upstream;
 
+pub mod callout;
 pub mod records;
 
 pub mod tenant;

@@ -29,7 +29,7 @@ const ROWS: &[&[&str]] = &[
     &["seal", "authority", "policy"],
     &["swap", "client_env"],
     &["serve", "upstream", "audit", "store"],
-    &["records"],
+    &["records", "callout"],
     &["tenant", "identity"],
     &["session"],
     &["proxy", "sandbox", "payment"],

@@ -10,6 +10,7 @@ use std::fmt;
 use std::fmt::Display;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::sync::{Mutex, RwLock};
 use zeroize::Zeroizing;
 
@@ -200,6 +201,19 @@ impl Records {
     ) -> Result<Zeroizing<Vec<u8>>, Refused> {
         let opened = self.keyring.read().await.open(&context(key), sealed);
         opened.map_err(Refused::Sealed)
+    }
+
+    /// Seals many records and makes them durable, side by side, so that a store that groups what
+    /// comes at once needs few commits. No key may occur twice. The answers are in the order given;
+    /// of one that failed nobody knows whether it is there.
+    pub async fn put_all(&self, records: &[(RecordKey, Vec<u8>)]) -> Vec<Result<(), Error>> {
+        let _alone = self.changing.lock().await;
+        let keyring = self.keyring.read().await;
+        let puts = records.iter().map(|(key, plain)| {
+            let sealed = keyring.seal(&context(key), plain);
+            self.store.put_record(key, sealed)
+        });
+        join_all(puts).await
     }
 
     /// Deletes a record, and tells whether there was one.
@@ -404,6 +418,19 @@ mod tests {
                 .opened
                 .is_empty()
         );
+    }
+
+    #[tokio::test]
+    async fn many_are_put_at_once_each_under_its_own_name() {
+        let (records, _) = world();
+        let many: Vec<_> = ["a", "b", "c"]
+            .map(|name| (key(name), name.as_bytes().to_vec()))
+            .into();
+        let answers = records.put_all(&many).await;
+        assert!(answers.len() == 3 && answers.iter().all(Result::is_ok));
+        let found = records.load(RecordKind::Tenant).await.unwrap();
+        assert_eq!(names(&found), ["a", "b", "c"]);
+        assert_eq!(*found.opened[2].1, b"c");
     }
 
     #[tokio::test]

@@ -170,6 +170,11 @@ impl Upstream {
         &self.counts
     }
 
+    /// Returns the address table, for those who ask a policy of their own for a grant.
+    pub fn rules(&self) -> &AddressRules {
+        &self.rules
+    }
+
     /// Leases a connection from the pool, or dials a new one.
     ///
     /// # Errors
