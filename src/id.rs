@@ -1,4 +1,4 @@
-//! Identifiers: newtypes for tenants, their API keys, sessions and requests.
+//! Identifiers: newtypes for tenants, their API keys, sessions, requests, accounts and sandboxes.
 //!
 //! Random ones carry 128 bits of the operating system's randomness and no order or time. An id is
 //! public: it may stand in logs, audit records and answers. It is never a proof of anything.
@@ -117,6 +117,73 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// The most characters of an account's id: as many as `WorkOS` takes for an external one.
+const ACCOUNT_LIMIT: usize = 64;
+/// The most characters of a sandbox's name.
+const SANDBOX_NAME_LIMIT: usize = 128;
+
+/// Names an account: a person as GitHub numbers them, or as whoever signs the workload JWTs does.
+///
+/// 1 to 64 characters of `[A-Za-z0-9._-]`, the first a letter or digit, so that it stands in a path
+/// as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountId(Arc<str>);
+
+impl AccountId {
+    /// Parses an id; nothing for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        is_plain_name(text, ACCOUNT_LIMIT).then(|| Self(text.into()))
+    }
+
+    /// Returns the id of an account that has a number, as GitHub's have.
+    pub fn of_number(number: u64) -> Self {
+        Self(number.to_string().into())
+    }
+
+    /// Returns the text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names a sandbox as its owner calls it: 1 to 128 characters of `[A-Za-z0-9._-]`, the first a
+/// letter or digit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SandboxName(Arc<str>);
+
+impl SandboxName {
+    /// Parses a name; nothing for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        is_plain_name(text, SANDBOX_NAME_LIMIT).then(|| Self(text.into()))
+    }
+
+    /// Returns the text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SandboxName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_plain_name(text: &str, limit: usize) -> bool {
+    let mut bytes = text.bytes();
+    text.len() <= limit
+        && bytes
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
 /// Fills a buffer with the operating system's randomness.
 #[expect(
     clippy::expect_used,
@@ -189,5 +256,31 @@ mod tests {
         ] {
             assert_eq!(SessionId::parse(&text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn accounts_and_sandboxes_have_plain_names() {
+        let (longest, too_long) = ("a".repeat(64), "a".repeat(65));
+        for text in ["1", "583231", "user_01H", "a.b-c", longest.as_str()] {
+            assert_eq!(AccountId::parse(text).unwrap().as_str(), text);
+        }
+        for text in [
+            "",
+            ".",
+            "..",
+            "-a",
+            "_a",
+            "a/b",
+            "a b",
+            "a%2e",
+            "ä",
+            too_long.as_str(),
+        ] {
+            assert_eq!(AccountId::parse(text), None, "{text}");
+        }
+        assert_eq!(AccountId::of_number(7), AccountId::parse("7").unwrap());
+        assert!(SandboxName::parse(&"a".repeat(128)).is_some());
+        assert_eq!(SandboxName::parse(&"a".repeat(129)), None);
+        assert_eq!(SandboxName::parse("a/b"), None);
     }
 }

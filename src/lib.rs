@@ -30,6 +30,7 @@ pub mod upstream;
 pub mod callout;
 pub mod records;
 
+pub mod identity;
 pub mod tenant;
 
 pub mod session;
