@@ -35,11 +35,13 @@ pub mod tenant;
 
 pub mod session;
 
+pub mod payment;
 pub mod proxy;
 
 pub mod web;
 
 pub mod api;
+pub mod gateway;
 
 pub mod config;
 

@@ -93,18 +93,24 @@ pub struct Rows {
 /// store, and whatever seals or rotates, knows kinds by their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordKind {
+    /// An account: whether it is paid, and what says so.
+    Account,
     /// A tenant: its state, limits and API keys.
     Tenant,
+    /// What one account used of the model provider in one month.
+    Usage,
 }
 
 impl RecordKind {
     /// Every kind there is.
-    pub const ALL: &[Self] = &[Self::Tenant];
+    pub const ALL: &[Self] = &[Self::Account, Self::Tenant, Self::Usage];
 
     /// Returns the name that stands in keys and under the seal; it never changes.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Account => "account",
             Self::Tenant => "tenant",
+            Self::Usage => "usage",
         }
     }
 

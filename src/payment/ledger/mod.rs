@@ -1,0 +1,273 @@
+//! Who may still use how much of the model provider, and what was used: durably.
+//!
+//! A request reserves the most that it may use before it is sent, and settles what it used after its
+//! answer. One mechanism serves the monthly budget of a paid account and the free allowance of an
+//! unpaid one. A reservation under a budget is on the disk before it is given; one that is dropped,
+//! or lost with the process, counts as used whole. Called by `gateway`.
+//!
+//! A kill loses what was settled since the last write: under a budget the whole reservation counts
+//! in its place; without one, that usage is missing. One process keeps the books of a store.
+
+mod page;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use tokio::sync::{OnceCell, watch};
+use tokio::task::AbortHandle;
+
+use self::page::{PAGE_LIMIT, Page, Queue, State, lock, write_books};
+use crate::id::{AccountId, SandboxName};
+use crate::payment::book::{At, Book, Month, Tokens, Usage};
+use crate::payment::{Error, Standing};
+use crate::records::{Records, name_refused};
+use crate::store::{RecordKey, RecordKind};
+
+/// How many tokens accounts may use a month.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budgets {
+    /// One that is paid; none for any number.
+    pub monthly: Option<u64>,
+    /// One that is not: by default no token.
+    pub free_allowance: u64,
+}
+
+/// Says why a request may not be sent.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The account is paid, and has too little of its budget left.
+    #[error("the account's monthly budget is used up")]
+    BudgetUsed,
+    /// The account is not paid, and has too little of the free allowance left.
+    #[error("the account is not paid")]
+    Unpaid,
+    /// Nobody knows what the account used, or the reservation could not be kept.
+    #[error("the account's usage is not known")]
+    Unknown(#[source] Error),
+}
+
+/// The books of all accounts.
+#[derive(Debug)]
+pub struct Ledger {
+    records: Arc<Records>,
+    budgets: Budgets,
+    pages: Mutex<HashMap<(AccountId, Month), Arc<Page>>>,
+    queue: Arc<Queue>,
+    writer: AbortHandle,
+}
+
+impl Ledger {
+    /// Keeps books in the records, and starts their writer on the current runtime.
+    pub fn new(records: Arc<Records>, budgets: Budgets) -> Self {
+        let queue = Arc::new(Queue::default());
+        let writer = tokio::spawn(write_books(Arc::clone(&records), Arc::clone(&queue)));
+        Self {
+            records,
+            budgets,
+            pages: Mutex::default(),
+            queue,
+            writer: writer.abort_handle(),
+        }
+    }
+
+    /// Reserves the most that a request may use. Under a budget the reservation is durable when
+    /// this returns.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; nothing is reserved then.
+    pub async fn reserve(
+        &self,
+        standing: &Standing,
+        sandbox: &SandboxName,
+        model: &str,
+        tokens: u64,
+        now: SystemTime,
+    ) -> Result<Reservation, Refusal> {
+        let (budget, used_up) = match standing {
+            Standing::Paid(_) => (self.budgets.monthly, Refusal::BudgetUsed),
+            Standing::Unpaid(_) => (Some(self.budgets.free_allowance), Refusal::Unpaid),
+        };
+        // A request that reserves nothing is still a request.
+        let tokens = tokens.max(1);
+        if budget.is_some_and(|budget| tokens > budget) {
+            return Err(used_up);
+        }
+        let month = Month::of(now).map_err(Refusal::Unknown)?;
+        let page = self.page(standing.account(), month).await;
+        let page = page.map_err(Refusal::Unknown)?;
+        let reserved = if budget.is_some() { tokens } else { 0 };
+        let (at, version) = {
+            let mut state = page.state();
+            let counted = state.book.counted().saturating_add(reserved);
+            if budget.is_some_and(|budget| counted > budget) {
+                return Err(used_up);
+            }
+            let at = state.book.reserve(sandbox.as_str(), model, reserved);
+            (at, state.changed())
+        };
+        // From here on whatever is not sent is given back, also where this future is dropped.
+        let mut reservation = Reservation {
+            page,
+            at,
+            reserved,
+            most: tokens,
+            end: End::Released,
+        };
+        if budget.is_some() {
+            let durable = reservation.page.write_until(version).await;
+            durable.map_err(Refusal::Unknown)?;
+        }
+        reservation.end = End::Unsettled;
+        Ok(reservation)
+    }
+
+    /// Returns what an account used in a month.
+    ///
+    /// # Errors
+    /// [`Error::Store`] and [`Error::Refused`].
+    pub async fn usage(&self, account: &AccountId, month: Month) -> Result<Usage, Error> {
+        Ok(self.page(account, month).await?.state().book.usage())
+    }
+
+    /// Waits until everything that was settled so far is durable: for the end of a process.
+    ///
+    /// # Errors
+    /// [`Error::Store`] where one could not be written; what was reserved for it counts then.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let pages: Vec<_> = lock(&self.pages).values().cloned().collect();
+        for page in pages.iter().filter(|page| page.state.initialized()) {
+            let version = page.state().version;
+            if page.written.borrow().durable < version {
+                // A version of its own: an attempt may have failed with the last one.
+                let version = page.state().changed();
+                page.write_until(version).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn page(&self, account: &AccountId, month: Month) -> Result<Arc<Page>, Error> {
+        let page = {
+            let mut pages = lock(&self.pages);
+            if pages.len() >= PAGE_LIMIT {
+                // Whoever reserved holds its page, and so does the queue.
+                pages.retain(|_, page| Arc::strong_count(page) > 1);
+            }
+            let page = pages.entry((account.clone(), month));
+            let page = page.or_insert_with(|| {
+                let name = format!("{account}/{month}");
+                Arc::new(Page {
+                    key: RecordKey::new(RecordKind::Usage, &name),
+                    state: OnceCell::new(),
+                    written: watch::Sender::default(),
+                    queue: Arc::clone(&self.queue),
+                })
+            });
+            Arc::clone(page)
+        };
+        page.state.get_or_try_init(|| self.read(&page.key)).await?;
+        Ok(page)
+    }
+
+    async fn read(&self, key: &RecordKey) -> Result<Mutex<State>, Error> {
+        let book = match self.records.open(key).await? {
+            None => Book::default(),
+            Some(Err(refused)) => {
+                name_refused(&key.to_string(), &refused);
+                return Err(Error::Refused);
+            }
+            Some(Ok(plain)) => Book::read(&plain).ok_or_else(|| {
+                name_refused(&key.to_string(), &Error::Refused);
+                Error::Refused
+            })?,
+        };
+        Ok(Mutex::new(State {
+            book,
+            version: 0,
+            queued: false,
+        }))
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.writer.abort();
+        // They hold the queue that holds them.
+        lock(&self.queue.pages).clear();
+    }
+}
+
+/// How a reservation ends that nobody ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing was sent.
+    Released,
+    /// Something may have been sent: the whole counts as used.
+    Unsettled,
+    /// It has ended.
+    Done,
+}
+
+/// The leave to send one request, and what it may use at most. Dropped, it counts as used whole.
+///
+/// Only [`Ledger::reserve`] makes it:
+///
+/// ```compile_fail,E0451
+/// # use oshu_vault::payment::Reservation;
+/// let free = Reservation { most: 1 };
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct Reservation {
+    page: Arc<Page>,
+    at: At,
+    /// What stands in the book; nothing where there is no budget.
+    reserved: u64,
+    most: u64,
+    end: End,
+}
+
+impl Reservation {
+    /// Returns the most that the request may use.
+    pub fn most(&self) -> u64 {
+        self.most
+    }
+
+    /// Puts what was used, of the model that answered, in the place of what was reserved. Written
+    /// soon, without waiting.
+    pub fn settle(mut self, model: &str, used: &Tokens) {
+        self.end_with(|book, at| book.add(&at.0, model, used));
+    }
+
+    /// Gives everything back: the request was not sent.
+    pub fn release(mut self) {
+        self.end_with(|_, _| {});
+    }
+
+    fn end_with(&mut self, note: impl FnOnce(&mut Book, &At)) {
+        self.end = End::Done;
+        {
+            let mut state = self.page.state();
+            state.book.release(&self.at, self.reserved);
+            note(&mut state.book, &self.at);
+            state.changed();
+        }
+        self.page.enqueue();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        match self.end {
+            End::Done => {}
+            End::Released => self.end_with(|_, _| {}),
+            End::Unsettled => {
+                let most = self.most;
+                self.end_with(|book, at| book.add_unsettled(at, most));
+            }
+        }
+    }
+}
