@@ -1,8 +1,8 @@
-//! One request to the one host of a service, and its answer whole.
+//! One request to the one host of a service, and its answer: whole, or as it comes.
 //!
-//! HTTP/1.1 over connections of its own pool, within a deadline and a bound of bytes. A request is
-//! sent a second time only where a connection that was used before gave no byte of an answer, and it
-//! has no body. It follows no redirect. Called through [`Callout`].
+//! HTTP/1.1 over connections of its own pool. What is read whole is so within a deadline and a bound
+//! of bytes. A request is sent a second time only where a connection that was used before gave no
+//! byte of an answer, and it has no body. It follows no redirect. Called through [`Callout`].
 
 use std::fmt;
 use std::future::poll_fn;
@@ -14,17 +14,22 @@ use tokio::time::timeout;
 
 use super::Error;
 use super::form::Base;
-use crate::host::HostPattern;
+use super::stream::Opened;
+use crate::host::{HostPattern, HostPort};
 use crate::policy::{EgressPolicy, EgressRules, Grant, Scheme};
 use crate::upstream::{Lease, Pool, Upstream};
 use crate::wire::{
-    Body, Fields, Framing, Progress, ReadError, answer_framing, closes, parse_answer,
+    AnswerHead, Body, Fields, Framing, Progress, ReadError, answer_framing, closes, parse_answer,
 };
 
 /// The most interim answers before the one that counts.
 const INTERIM_LIMIT: usize = 10;
 /// How many connections to one service wait for their next request.
 const IDLE_CONNECTIONS: usize = 8;
+/// How many bytes of a request are written in one go: each has the time that writing may take.
+const PIECE_BYTES: usize = 256 * 1024;
+/// How long the head of an answer is waited for where nothing is said: whoever asked goes first.
+const FAR: Duration = Duration::from_hours(24);
 
 /// The bounds of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +58,13 @@ impl Default for Limits {
 pub struct Request<'a> {
     /// The method.
     pub method: &'static str,
-    /// The path below that of the service's URL, with a query if there is one, encoded.
+    /// The path below that of the service's URL, with a query if there is one, encoded; empty for the
+    /// URL's own.
     pub path: &'a str,
-    /// The fields, beside those that every request has.
-    pub fields: &'a [(&'static str, &'a [u8])],
+    /// The fields, beside those that every request has. A `user-agent` takes the place of ours.
+    pub fields: &'a [(&'a str, &'a [u8])],
     /// The body, with its content type.
-    pub body: Option<(&'static str, &'a [u8])>,
+    pub body: Option<(&'a str, &'a [u8])>,
 }
 
 /// The answer, whole.
@@ -128,25 +134,71 @@ impl Callout {
         })
     }
 
+    /// Keeps so many idle connections to the service, in place of a few: for one that is called all
+    /// the time.
+    #[must_use]
+    pub fn keeping(mut self, connections: usize) -> Self {
+        self.pool = Pool::keeping(connections);
+        self
+    }
+
+    /// Returns the service's host and port.
+    pub fn target(&self) -> &HostPort {
+        &self.base.target
+    }
+
     /// Sends a request and reads its answer. An answer of any status is an answer.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn call(&self, request: &Request<'_>) -> Result<Answer, Error> {
-        match timeout(self.limits.deadline, self.attempts(request)).await {
+        // The whole call has a deadline; one that is met while a head is read would be told as
+        // another error.
+        let far = self.limits.deadline.saturating_mul(2);
+        let whole = async {
+            let mut begun = self.begin(request, far).await?;
+            let body = self.read_body(&mut begun.lease, begun.framing).await?;
+            if begun.keeps {
+                begun.lease.give_back();
+            }
+            Ok(Answer {
+                status: begun.head.status,
+                fields: begun.head.fields,
+                body,
+            })
+        };
+        match timeout(self.limits.deadline, whole).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(Error::Late),
         }
     }
 
-    async fn attempts(&self, request: &Request<'_>) -> Result<Answer, Error> {
+    /// Sends a request and reads the head of its answer, for which it waits as long as is said; the
+    /// body is then read as it comes. Dropping the future, or what it gave, ends the connection.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing was sent where it is [`Error::was_unsent`].
+    pub async fn open(
+        &self,
+        request: &Request<'_>,
+        patience: Option<Duration>,
+    ) -> Result<Opened, Error> {
+        let patience = patience.unwrap_or(FAR);
+        let begun = self.begin(request, patience.saturating_mul(2));
+        match timeout(patience, begun).await {
+            Ok(begun) => Ok(Opened::new(begun?)),
+            Err(_elapsed) => Err(Error::Late),
+        }
+    }
+
+    async fn begin(&self, request: &Request<'_>, far: Duration) -> Result<Begun, Error> {
         let written = self.base.write(request)?;
         let unreachable = |error| Error::Unreachable(Arc::new(error));
         let lease = self.upstream.lease(&self.pool, &self.grant).await;
         let lease = lease.map_err(unreachable)?;
         let again = lease.is_reused() && request.body.is_none();
-        let failed = match self.attempt(lease, request.method, &written).await {
-            Ok(answer) => return Ok(answer),
+        let failed = match attempt(lease, request.method, &written, far).await {
+            Ok(begun) => return Ok(begun),
             Err(failed) => failed,
         };
         match failed {
@@ -156,57 +208,10 @@ impl Callout {
         }
         let lease = self.upstream.lease_fresh(&self.pool, &self.grant).await;
         let lease = lease.map_err(unreachable)?;
-        let answer = self.attempt(lease, request.method, &written).await;
-        answer.map_err(|failed| match failed {
+        let begun = attempt(lease, request.method, &written, far).await;
+        begun.map_err(|failed| match failed {
             Failed::Unanswered => Error::Cut,
             Failed::With(error) => error,
-        })
-    }
-
-    async fn attempt(
-        &self,
-        mut lease: Lease,
-        method: &str,
-        written: &[u8],
-    ) -> Result<Answer, Failed> {
-        let connection = &mut lease.connection;
-        // One that fails to send may have been answered all the same: the reading tells.
-        let sent = connection.send(written).await;
-        // The whole call has a deadline; one that is met here would be told as another error.
-        let deadline = self.limits.deadline.saturating_mul(2);
-        let mut interim = 0;
-        let head = loop {
-            let block = match connection.read_head(deadline, deadline).await {
-                Ok(block) => block,
-                Err(ReadError::Malformed(error)) => return Err(Error::Malformed(error).into()),
-                Err(ReadError::Late) => return Err(Error::Late.into()),
-                Err(ReadError::Idle | ReadError::Io(_)) if interim == 0 => {
-                    return Err(Failed::Unanswered);
-                }
-                Err(ReadError::Cut | ReadError::Idle | ReadError::Io(_)) => {
-                    return Err(Error::Cut.into());
-                }
-            };
-            let head = parse_answer(block).map_err(Error::Malformed)?;
-            interim += 1;
-            match head.status {
-                // Nobody asked for another protocol.
-                101 => return Err(Error::Malformed(crate::wire::Error::StartLine).into()),
-                100..200 if interim <= INTERIM_LIMIT => {}
-                100..200 => return Err(Error::TooLong.into()),
-                _ => break head,
-            }
-        };
-        let framing = answer_framing(&head, method == "HEAD").map_err(Error::Malformed)?;
-        let body = self.read_body(&mut lease, framing).await?;
-        let ends = framing == Framing::UntilClose || closes(&head.fields, head.version);
-        if sent.is_ok() && !ends {
-            lease.give_back();
-        }
-        Ok(Answer {
-            status: head.status,
-            fields: head.fields,
-            body,
         })
     }
 
@@ -239,4 +244,66 @@ impl Callout {
             }
         }
     }
+}
+
+/// An answer whose head has come.
+pub(super) struct Begun {
+    pub(super) lease: Lease,
+    pub(super) head: AnswerHead,
+    pub(super) framing: Framing,
+    /// The connection is good for another request after the body.
+    pub(super) keeps: bool,
+}
+
+/// Writes a request and reads the head of its answer.
+async fn attempt(
+    mut lease: Lease,
+    method: &str,
+    written: &[u8],
+    far: Duration,
+) -> Result<Begun, Failed> {
+    let connection = &mut lease.connection;
+    let mut sent = Ok(());
+    for piece in written.chunks(PIECE_BYTES) {
+        sent = connection.send(piece).await;
+        match &sent {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                return Err(Error::Late.into());
+            }
+            // It may have been answered all the same: the reading tells.
+            Err(_gone) => break,
+        }
+    }
+    let mut interim = 0;
+    let head = loop {
+        let block = match connection.read_head(far, far).await {
+            Ok(block) => block,
+            Err(ReadError::Malformed(error)) => return Err(Error::Malformed(error).into()),
+            Err(ReadError::Late) => return Err(Error::Late.into()),
+            Err(ReadError::Idle | ReadError::Io(_)) if interim == 0 => {
+                return Err(Failed::Unanswered);
+            }
+            Err(ReadError::Cut | ReadError::Idle | ReadError::Io(_)) => {
+                return Err(Error::Cut.into());
+            }
+        };
+        let head = parse_answer(block).map_err(Error::Malformed)?;
+        interim += 1;
+        match head.status {
+            // Nobody asked for another protocol.
+            101 => return Err(Error::Malformed(crate::wire::Error::StartLine).into()),
+            100..200 if interim <= INTERIM_LIMIT => {}
+            100..200 => return Err(Error::TooLong.into()),
+            _ => break head,
+        }
+    };
+    let framing = answer_framing(&head, method == "HEAD").map_err(Error::Malformed)?;
+    let ends = framing == Framing::UntilClose || closes(&head.fields, head.version);
+    Ok(Begun {
+        lease,
+        head,
+        framing,
+        keeps: sent.is_ok() && !ends,
+    })
 }

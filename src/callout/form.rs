@@ -58,26 +58,42 @@ impl Base {
 
     /// Writes a request whole. It is overwritten on drop: it has a key in it.
     pub(super) fn write(&self, request: &Request<'_>) -> Result<Zeroizing<Vec<u8>>, Error> {
-        if !is_path(request.path) {
+        let path = match (self.path.as_str(), request.path) {
+            ("", "") => "/",
+            (_, path) => path,
+        };
+        let kind = request.body.map_or("", |(kind, _)| kind);
+        let is_printable = |text: &[u8]| text.iter().all(|byte| (b' '..=b'~').contains(byte));
+        if !(path.is_empty() || is_path(path)) || !is_printable(kind.as_bytes()) {
             return Err(Error::BadValue);
         }
         let body = request.body.map_or(0, |(_, body)| body.len());
-        let values: usize = request.fields.iter().map(|(_, value)| value.len()).sum();
+        let fields = request.fields.iter();
+        let values: usize = fields
+            .map(|(name, value)| name.len() + value.len() + 4)
+            .sum();
         // Room for everything, so that no growth leaves a copy of a key behind.
         let room = 1024 + self.path.len() + request.path.len() + values + body;
         let mut out = Zeroizing::new(Vec::with_capacity(room));
+        let is_agent = |name: &str| name.eq_ignore_ascii_case("user-agent");
+        let has_agent = request.fields.iter().any(|(name, _)| is_agent(name));
         let start = [
             request.method,
             " ",
             &self.path,
-            request.path,
+            path,
             " HTTP/1.1\r\nhost: ",
             &self.authority,
-            "\r\nuser-agent: oshu-vault\r\naccept-encoding: identity\r\n",
+            if has_agent {
+                ""
+            } else {
+                "\r\nuser-agent: oshu-vault"
+            },
+            "\r\naccept-encoding: identity\r\n",
         ];
         out.extend_from_slice(start.concat().as_bytes());
         for (name, value) in request.fields {
-            if !value.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+            if !is_printable(value) {
                 return Err(Error::BadValue);
             }
             out.extend_from_slice(name.as_bytes());
@@ -191,11 +207,32 @@ mod tests {
     }
 
     #[test]
+    fn a_url_s_own_path_is_asked_for_where_none_is_named() {
+        for (url, start) in [
+            ("https://api.example.com", "GET / HTTP/1.1\r\n"),
+            (
+                "https://api.example.com/v1/token",
+                "GET /v1/token HTTP/1.1\r\n",
+            ),
+        ] {
+            let base = Base::parse(url).unwrap();
+            let written = base.write(&request("", &[])).unwrap();
+            assert!(written.starts_with(start.as_bytes()), "{url}");
+        }
+    }
+
+    #[test]
     fn nothing_that_ends_a_line_is_written() {
         let base = Base::parse("https://api.example.com").unwrap();
-        for path in ["users", "/a b", "/a\r\nx: y", "/../a", "/a/..", "/ä", ""] {
+        for path in ["users", "/a b", "/a\r\nx: y", "/../a", "/a/..", "/ä"] {
             let refused = base.write(&request(path, &[]));
             assert!(matches!(refused, Err(Error::BadValue)), "{path:?}");
+        }
+        for kind in ["a\r\nb: c", "ä"] {
+            let mut given = request("/a", &[]);
+            given.body = Some((kind, b"{}"));
+            let refused = base.write(&given);
+            assert!(matches!(refused, Err(Error::BadValue)), "{kind:?}");
         }
         for value in [b"a\r\nb".as_slice(), b"a\nb", b"a\0b", b"\xc3\xa4", b"a\tb"] {
             let refused = base.write(&request("/a", &[("authorization", value)]));

@@ -2,13 +2,15 @@
 //!
 //! A [`Callout`] reaches exactly one host, by the same gates as everything else: a grant of a policy
 //! that lists this host alone, and vetted addresses. [`Answers`] keeps what was answered for a short
-//! while. Neither may ever turn a failure into an answer. Called by `identity` and `payment`.
+//! while. Neither may ever turn a failure into an answer. Called by `identity`, `payment` and
+//! `gateway`.
 
 mod answers;
 mod call;
 mod form;
 #[cfg(test)]
 mod stand;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,7 @@ pub use answers::{Answers, Kept};
 pub use call::{Answer, Callout, Limits, Request};
 #[cfg(test)]
 pub(crate) use stand::{Says, Stand, upstream as upstream_of_tests};
+pub use stream::{Opened, Reading};
 
 /// Says why there is no answer, or why a service cannot be called at all. No text of the service's
 /// or of a caller's is in it.
@@ -54,4 +57,19 @@ pub enum Error {
     /// The answer has more bytes than were asked for.
     #[error("the answer of the service is too long")]
     TooLong,
+}
+
+impl Error {
+    /// Tells whether not a byte of the request can have reached the service.
+    pub fn was_unsent(&self) -> bool {
+        matches!(
+            self,
+            Self::BadUrl | Self::BadValue | Self::Denied(_) | Self::Unreachable(_)
+        )
+    }
+}
+
+/// Tells whether a text is the URL of a service that can be called, as far as it says itself.
+pub fn is_url(text: &str) -> bool {
+    form::Base::parse(text).is_ok()
 }
