@@ -1,7 +1,7 @@
 //! How fast something may be asked for: a bucket of tokens without a timer.
 //!
 //! Time is passed in, and only requests look at it. It must never be shared by two who are not to
-//! slow each other down. Called for the requests of a session, and for those of a tenant.
+//! slow each other down. Called for the requests of a session, of a tenant, and of an account.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +28,16 @@ impl Pace {
         }
     }
 
+    /// Starts full: so many tokens a minute, all of which may be taken at once.
+    pub fn per_minute(tokens: u32) -> Self {
+        let interval = Duration::from_mins(1) / tokens.max(1);
+        Self {
+            interval,
+            ahead: interval.saturating_mul(tokens.saturating_sub(1)),
+            full_at: Mutex::new(Instant::now()),
+        }
+    }
+
     /// Takes a token.
     ///
     /// # Errors
@@ -46,6 +56,16 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_minute_s_tokens_may_be_taken_at_once() {
+        let (pace, start) = (Pace::per_minute(2), Instant::now());
+        *pace.full_at.lock().unwrap() = start;
+        assert_eq!(pace.take(start), Ok(()));
+        assert_eq!(pace.take(start), Ok(()));
+        assert_eq!(pace.take(start), Err(Duration::from_secs(30)));
+        assert_eq!(pace.take(start + Duration::from_secs(30)), Ok(()));
+    }
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {

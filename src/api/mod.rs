@@ -5,14 +5,18 @@
 //! their types. Nothing here knows the proxy. Called by `app`, which serves the router on the shared
 //! or on its own listener.
 
+mod accounts;
 mod certificates;
 mod events;
 mod form;
 mod health;
 mod idempotency;
+mod open;
+mod relay;
 mod tenant_form;
 mod tenants;
 mod vault;
+mod webhook;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,14 +27,18 @@ use axum::routing::{any, get};
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 
+use self::accounts::Paying;
 use self::idempotency::Idempotency;
+use crate::payment::{Accounts, Ledger};
 use crate::session::Sessions;
 use crate::shutdown::Drain;
 use crate::telemetry::Page;
 use crate::web;
-use crate::web::{Admin, ApiKeys, Failure};
+use crate::web::{Admin, ApiKeys, Failure, TaggedFailure};
 
 pub use certificates::Certificates;
+pub use open::OpenState;
+pub use relay::Relay;
 
 /// Where workloads find the proxy, as `host:port`. What is not open is absent.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +57,7 @@ pub struct ApiState {
     certificates: Arc<Certificates>,
     addresses: Arc<Addresses>,
     idempotency: Arc<Idempotency>,
+    paying: Option<Paying>,
     drain: Drain,
     danger_plaintext_management: bool,
 }
@@ -68,9 +77,24 @@ impl ApiState {
             certificates: Arc::new(certificates),
             addresses: Arc::new(addresses),
             idempotency: Arc::default(),
+            paying: None,
             drain,
             danger_plaintext_management: false,
         }
+    }
+
+    /// Serves the routes of accounts, which are not there without.
+    #[must_use]
+    pub fn with_accounts(mut self, accounts: &Arc<Accounts>, ledger: &Arc<Ledger>) -> Self {
+        self.paying = Some(Paying {
+            accounts: Arc::clone(accounts),
+            ledger: Arc::clone(ledger),
+        });
+        self
+    }
+
+    fn paying(&self) -> Result<&Paying, Failure> {
+        self.paying.as_ref().ok_or(Failure::NotFound)
     }
 
     /// Takes credentials in the clear from everywhere: right only behind something that ends TLS.
@@ -135,6 +159,25 @@ fn operator() -> Router<ApiState> {
             "/v1/tenants/{id}/keys/{key}",
             other("DELETE").delete(tenants::revoke_key),
         )
+        .route("/v1/accounts", other("GET,HEAD").get(accounts::list))
+        .route(
+            "/v1/accounts/{id}",
+            other("GET,HEAD,PUT").get(accounts::show).put(accounts::put),
+        )
+        .route(
+            "/v1/accounts/{id}/usage",
+            other("GET,HEAD").get(accounts::usage),
+        )
+}
+
+/// Makes the service of the routes of `/api` beside the gateway. They have failures of their own form.
+pub fn open_router(state: OpenState) -> Router {
+    let other = |allow| any(async move || TaggedFailure::MethodNotAllowed(allow));
+    Router::new()
+        .route("/api/health", other("GET,HEAD").get(open::health))
+        .route("/api/webhooks/stripe", any(webhook::stripe))
+        .route("/api/claude/v1/oauth/token", any(relay::token))
+        .with_state(state)
 }
 
 /// Makes the service of the routes that need no key: for the shared listener where management has

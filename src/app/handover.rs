@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::gateway::Paying;
 use crate::audit::Released;
 use crate::authority::CertificateAuthority;
 use crate::seal::KeyId;
@@ -97,6 +98,7 @@ pub struct Handover {
     gate: serve::Gate,
     store: Arc<store::Gate>,
     sessions: Arc<Sessions>,
+    paying: Paying,
     authority: Arc<CertificateAuthority>,
     drain: Drain,
     handed: CancellationToken,
@@ -114,7 +116,7 @@ pub(super) struct Follower {
 impl Handover {
     pub(super) fn new(
         (gate, store): (serve::Gate, Arc<store::Gate>),
-        sessions: &Arc<Sessions>,
+        (sessions, paying): (&Arc<Sessions>, &Paying),
         authority: &Arc<CertificateAuthority>,
         drain: &Drain,
     ) -> Self {
@@ -122,6 +124,7 @@ impl Handover {
             gate,
             store,
             sessions: Arc::clone(sessions),
+            paying: paying.clone(),
             authority: Arc::clone(authority),
             drain: drain.clone(),
             handed: CancellationToken::new(),
@@ -179,6 +182,8 @@ impl Handover {
         let _unchanging = unchanging.map_err(|_late| Error::Late)?;
         // What was used is told to the store now: the successor begins with what it reads there.
         drop(timeout(SETTLE, self.sessions.note_all()).await);
+        // And what accounts used: the successor's books begin with it.
+        self.paying.flush().await;
         // And what was cut, and could not be deleted when that was asked for.
         drop(timeout(SETTLE, self.sessions.settle()).await);
         let handing = self.store.hand_over(SETTLE).await.map_err(Error::Store)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::api::MetricsPage;
 use crate::audit::Tally;
+use crate::payment::Ledger;
 use crate::policy::Catalogue;
 use crate::proxy::Proxy;
 use crate::serve::Room;
@@ -16,14 +17,16 @@ use crate::telemetry::Page;
 struct Metrics {
     proxy: Arc<Proxy>,
     room: Room,
+    ledger: Arc<Ledger>,
 }
 
 /// Makes what writes the page.
-pub(super) fn page(proxy: &Arc<Proxy>, room: &Room) -> MetricsPage {
+pub(super) fn page(proxy: &Arc<Proxy>, room: &Room, ledger: &Arc<Ledger>) -> MetricsPage {
     proxy.audit.classify_by(&Arc::new(Catalogue::builtin()));
     let metrics = Metrics {
         proxy: Arc::clone(proxy),
         room: room.clone(),
+        ledger: Arc::clone(ledger),
     };
     Arc::new(move || metrics.page())
 }
@@ -35,6 +38,7 @@ impl Metrics {
         self.sessions(&mut page);
         self.upstream(&mut page);
         self.process(&mut page);
+        self.tokens(&mut page);
         page.into_text()
     }
 
@@ -87,6 +91,22 @@ impl Metrics {
             "oshu_vault_workload_handshake_seconds",
             "TLS handshakes with workloads inside of tunnels that succeeded.",
             &self.proxy.handshakes,
+        );
+    }
+
+    fn tokens(&self, page: &mut Page) {
+        let counts = self.ledger.counts();
+        let kinds = [
+            ([("kind", "input")], counts.input.value()),
+            ([("kind", "output")], counts.output.value()),
+            ([("kind", "cache_read")], counts.cache_read.value()),
+            ([("kind", "cache_write")], counts.cache_write.value()),
+            ([("kind", "unsettled")], counts.unsettled.value()),
+        ];
+        page.counters(
+            "oshu_vault_model_tokens_total",
+            "Tokens of model calls, of all accounts together, by kind.",
+            kinds,
         );
     }
 

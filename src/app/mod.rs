@@ -5,6 +5,7 @@
 //! so that a bad address is an error and port 0 is known. Called by the command line and by tests.
 
 mod doors;
+mod gateway;
 mod handover;
 mod metrics;
 mod settings;
@@ -19,14 +20,19 @@ use tokio::task::JoinHandle;
 use tower_service::Service;
 
 use self::doors::{Doors, addresses, handler};
+use self::gateway::{Paying, Shared, beside};
 use self::settings::{
     address_rules, proxy_config, quotas, session_options, tenant_limits, throttle, upstream_config,
 };
 use crate::api::{self, ApiState};
 use crate::audit::Sink;
 use crate::authority::{self, CertificateAuthority};
+use crate::callout;
 use crate::config::Config;
+use crate::host::HostPort;
 use crate::id::TenantId;
+use crate::identity;
+use crate::payment;
 use crate::policy::AddressRules;
 use crate::proxy::{Local, LocalServer, Proxy, Upload};
 use crate::seal::Keyring;
@@ -53,6 +59,9 @@ const LAST_NOTES: Duration = Duration::from_secs(2);
 /// Says why the service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The accounts of the store cannot be read.
+    #[error("the accounts of the store cannot be read")]
+    Accounts(#[source] payment::Error),
     /// The certificate authority cannot be used.
     #[error("the certificate authority cannot be used")]
     Authority(#[source] authority::Error),
@@ -76,6 +85,21 @@ pub enum Error {
     /// The listener's certificate cannot be served.
     #[error("proxy.tls_cert, proxy.tls_key: the listener's certificate cannot be used")]
     Certificate(#[source] serve::Error),
+    /// What signs workload JWTs cannot be used.
+    #[error("gateway.jwt_secret, gateway.jwt_secret_previous: a secret cannot be used")]
+    Gateway(#[source] identity::Error),
+    /// The model provider cannot be reached by this URL.
+    #[error("gateway.upstream: the model provider cannot be called")]
+    ModelProvider(#[source] callout::Error),
+    /// The endpoint of OAuth tokens cannot be reached by this URL.
+    #[error("gateway.oauth_token_url: the endpoint cannot be called")]
+    OauthTokens(#[source] callout::Error),
+    /// `WorkOS` is to be asked, and there is no key for it.
+    #[error("payment.workos.api_key: expects the operator's key at WorkOS")]
+    NoWorkosKey,
+    /// The payment provider cannot be set up.
+    #[error("payment: the payment provider cannot be set up")]
+    Payment(#[source] payment::Error),
     /// The sessions of the store cannot be taken over.
     #[error("the sessions of the store cannot be taken over")]
     Sessions(#[source] session::Error),
@@ -155,6 +179,7 @@ pub struct App {
     sessions: Arc<Sessions>,
     authority: Arc<CertificateAuthority>,
     proxy: Arc<Proxy>,
+    paying: Paying,
     drain: Drain,
     audit: Sink,
     drain_timeout: Duration,
@@ -192,16 +217,12 @@ impl App {
         let (gate, (sockets, predecessor)) = (serve::Gate::default(), inherited.split());
         let doors = Doors::bind(config, &authority, sockets, &gate).await?;
         let listening = doors.listening();
-        let own = [listening.plain, listening.tls, listening.admin]
-            .into_iter()
-            .flatten();
-        let rules = Arc::new(address_rules(config).with_own(own));
-        let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
-        let upstream = Arc::new(upstream.map_err(Error::Upstream)?);
+        let (upstream, rules) = way_out(config, listening)?;
         let (store, sessions) = live(config, (storage, api_key), rules, &audit);
         authority.keep_leaves(config.limits.leaves);
         let throttle = Arc::new(throttle(config));
         take_over(&sessions, predecessor.is_some()).await?;
+        let paying = Paying::load(config, sessions.records()).await?;
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
@@ -210,7 +231,15 @@ impl App {
             addresses(config, &listening),
             drain.clone(),
         )
+        .with_accounts(&paying.accounts, &paying.ledger)
         .with_danger_plaintext_management(config.danger_plaintext_management);
+        let shared = Shared {
+            upstream: &upstream,
+            throttle: &throttle,
+            audit: &audit,
+            drain: &drain,
+        };
+        let routes = beside(api::router(state.clone()), config, &paying, &shared)?;
         let local = |router: axum::Router| LocalServer {
             local: local_service(router),
             config: limits,
@@ -221,13 +250,10 @@ impl App {
             authority: Arc::clone(&authority),
             upstream,
             audit: audit.clone(),
-            local: local(api::router(state.clone())),
+            local: local(routes.all),
+            inner: routes.inner.map(&local),
             config: limits,
-            own: config
-                .proxy
-                .public_url
-                .as_ref()
-                .map(|url| url.authority.clone()),
+            own: own_address(config),
             drain: drain.clone(),
             swapper: Swapper::new().with_limit(config.limits.swaps),
             throttle,
@@ -235,7 +261,7 @@ impl App {
         });
         let admin = local(api::admin_router(
             state,
-            metrics::page(&proxy, doors.room()),
+            metrics::page(&proxy, doors.room(), &paying.ledger),
         ));
         if let Some(predecessor) = predecessor {
             let taken = predecessor.lead(&sessions, &drain).await;
@@ -243,7 +269,7 @@ impl App {
         }
         doors.run(&proxy, &admin, &drain);
         let sweepers = sweepers(&sessions);
-        let handover = Handover::new((gate, store), &sessions, &authority, &drain);
+        let handover = Handover::new((gate, store), (&sessions, &paying), &authority, &drain);
         Ok(Self {
             handover: Arc::new(handover),
             handover_timeout: config.limits.handover_timeout,
@@ -252,6 +278,7 @@ impl App {
             sessions,
             authority,
             proxy,
+            paying,
             drain,
             audit,
             sweepers,
@@ -345,9 +372,29 @@ impl App {
         if noted.is_err() {
             tracing::warn!("the last uses of sessions did not reach the store");
         }
+        self.paying.flush().await;
         tracing::info!(clean, "drained");
         self.audit.close();
     }
+}
+
+/// Sets up the way out, which never leads to our own listeners.
+fn way_out(
+    config: &Config,
+    listening: Listening,
+) -> Result<(Arc<Upstream>, Arc<AddressRules>), Error> {
+    let own = [listening.plain, listening.tls, listening.admin]
+        .into_iter()
+        .flatten();
+    let rules = Arc::new(address_rules(config).with_own(own));
+    let upstream = Upstream::new(upstream_config(config, Arc::clone(&rules))?);
+    Ok((Arc::new(upstream.map_err(Error::Upstream)?), rules))
+}
+
+/// Returns the host and port by which workloads ask for this service itself.
+fn own_address(config: &Config) -> Option<HostPort> {
+    let url = config.proxy.public_url.as_ref();
+    url.map(|url| url.authority.clone())
 }
 
 /// Gathers who may call the API.

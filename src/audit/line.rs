@@ -29,6 +29,10 @@ impl Data {
         line.raw("\"");
         line.text("tenant", self.tenant.as_ref().map(TenantId::as_str));
         line.text("session", self.session.as_ref().map(SessionId::as_str));
+        if let Some((account, sandbox)) = &self.account {
+            line.text("account", Some(account.as_str()));
+            line.text("sandbox", Some(sandbox.as_str()));
+        }
         line.text("action", self.action);
         if let Some(target) = &self.target {
             match &target.host {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::host::HostPort;
-use crate::id::{SessionId, TenantId};
+use crate::id::{AccountId, SandboxName, SessionId, TenantId};
 
 pub use away::{Parcel, Parcels, Released};
 pub use file::FileOptions;
@@ -188,6 +188,11 @@ impl Record {
         self.set(|data| data.session = Some(session.clone()));
     }
 
+    /// Sets the account that a model call is paid by, and its sandbox.
+    pub fn account(&mut self, account: &AccountId, sandbox: &SandboxName) {
+        self.set(|data| data.account = Some((account.clone(), sandbox.clone())));
+    }
+
     /// Sets the host and port asked for.
     pub fn target(&mut self, target: &HostPort) {
         self.set(|data| data.target = Some(target.clone()));
@@ -308,6 +313,24 @@ impl Drop for Record {
     }
 }
 
+/// A record that goes on with what it is about, to whoever takes it over. Whoever handed it on may
+/// take it back, if nobody did; left alone, it is written like any other.
+#[derive(Clone, Debug)]
+pub struct Handed(Arc<Mutex<Option<Record>>>);
+
+impl Handed {
+    /// Hands a record on.
+    pub fn new(record: Record) -> Self {
+        Self(Arc::new(Mutex::new(Some(record))))
+    }
+
+    /// Takes the record over; nothing where another did.
+    pub fn take(&self) -> Option<Record> {
+        let mut record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        record.take()
+    }
+}
+
 /// Counts the bytes of an exchange or a tunnel while it runs.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -363,6 +386,7 @@ struct Data {
     took: Duration,
     tenant: Option<TenantId>,
     session: Option<SessionId>,
+    account: Option<(AccountId, SandboxName)>,
     target: Option<HostPort>,
     action: Option<&'static str>,
     method: Option<String>,
@@ -421,6 +445,7 @@ impl Data {
             took: Duration::ZERO,
             tenant: None,
             session: None,
+            account: None,
             target: None,
             action: None,
             method: None,

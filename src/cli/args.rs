@@ -19,6 +19,7 @@ use crate::host::HostPattern;
 use crate::id::{ApiKeyId, SessionId, TenantId};
 use crate::tenant::is_label;
 
+use super::accounts::{self, AccountCalls};
 use super::audit::Verify;
 use super::grammar::{UPSTREAM_PROXY_FILE, command, is_of_store, is_upstream_value};
 use super::keys::{Keys, KeysAction};
@@ -26,6 +27,7 @@ use super::proxy_from::ProxyFrom;
 use super::seal::Seal;
 use super::spec::{self, SecretFlag};
 use super::target::ServerFlags;
+use super::token::{self, TokenMint};
 
 /// The exit code for a wrong command line or configuration (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
@@ -45,6 +47,8 @@ pub struct Cli {
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub enum Verb {
+    /// `accounts list`, `show`, `set`, `usage`.
+    Accounts(AccountCalls),
     /// `audit verify`.
     Audit(Verify),
     /// `ca show`, `ca export`, `ca generate`.
@@ -74,6 +78,8 @@ pub enum Verb {
     },
     /// `session create`, `list`, `show`, `delete`.
     Session(SessionCalls),
+    /// `token mint`.
+    Token(TokenMint),
     /// `version`.
     Version,
 }
@@ -283,6 +289,7 @@ impl Cli {
     {
         let matches = command().try_get_matches_from(arguments)?;
         let verb = match matches.subcommand() {
+            Some(("accounts", of)) => Verb::Accounts(accounts::parsed(of)?),
             Some(("audit", of)) => Verb::Audit(verify(of)?),
             Some(("ca", of)) => Verb::Ca(ca(of)?),
             Some(("check-config", of)) => Verb::CheckConfig(flags(of, |_| true)),
@@ -298,6 +305,7 @@ impl Cli {
                 takes_over: of.get_flag("take-over"),
             },
             Some(("session", of)) => Verb::Session(session(of)?),
+            Some(("token", of)) => Verb::Token(token::parsed(of)?),
             Some(("version", _)) => Verb::Version,
             other => return Err(not_available("", other)),
         };
@@ -305,7 +313,7 @@ impl Cli {
     }
 }
 
-fn not_available(parent: &str, subcommand: Option<(&str, &ArgMatches)>) -> Exit {
+pub(super) fn not_available(parent: &str, subcommand: Option<(&str, &ArgMatches)>) -> Exit {
     let name = subcommand.map_or("", |(name, _)| name);
     Exit::usage(format!("error: {parent}{name}: {LATER_TEXT}"))
 }
@@ -334,7 +342,7 @@ fn flags(matches: &ArgMatches, wanted: impl Fn(&Setting) -> bool) -> Flags {
         })
 }
 
-fn texts(matches: &ArgMatches, id: &str) -> Vec<String> {
+pub(super) fn texts(matches: &ArgMatches, id: &str) -> Vec<String> {
     let values = matches.try_get_many::<String>(id).ok().flatten();
     values
         .map(|values| values.cloned().collect())
@@ -342,11 +350,11 @@ fn texts(matches: &ArgMatches, id: &str) -> Vec<String> {
 }
 
 /// Reads a path; nothing where it was not given or the verb has no such flag.
-fn optional(matches: &ArgMatches, id: &str) -> Option<PathBuf> {
+pub(super) fn optional(matches: &ArgMatches, id: &str) -> Option<PathBuf> {
     matches.try_get_one::<PathBuf>(id).ok().flatten().cloned()
 }
 
-fn server_flags(matches: &ArgMatches) -> Result<ServerFlags, Exit> {
+pub(super) fn server_flags(matches: &ArgMatches) -> Result<ServerFlags, Exit> {
     let url = match texts(matches, "server").first() {
         None => None,
         Some(text) => Some(

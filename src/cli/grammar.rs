@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use crate::config::{SETTINGS, Setting, Shape};
 
 /// Verbs that later versions have.
-const LATER: &[&str] = &["accounts", "openapi", "token"];
+const LATER: &[&str] = &["openapi"];
 /// The settings that `run` takes as flags too.
 const UPSTREAM_KEYS: &[&str] = &[
     "upstream.ca_files",
@@ -73,6 +73,8 @@ pub(super) fn command() -> Command {
             ca_command(),
             seal_command(),
             keys_command(),
+            accounts_command(),
+            token_command(),
             audit_command(),
         ])
         .subcommands([
@@ -314,6 +316,58 @@ fn keys_command() -> Command {
             about("list", "List tenants with their keys", "This tenant alone"),
             about("revoke", "Take a key from its tenant, at once", whose).arg(id),
         ])
+}
+
+fn accounts_command() -> Command {
+    let about = |name: &'static str, about: &'static str| {
+        Command::new(name).about(about).args([
+            server_arg(),
+            path("admin-key-file", "FILE")
+                .help("The file with the operator's key; else $OSHU_VAULT_ADMIN_KEY"),
+            ca_arg(),
+        ])
+    };
+    let id = || {
+        Arg::new("id")
+            .value_name("ID")
+            .required(true)
+            .help("The account's id: with GitHub, the user's number")
+    };
+    let paid = text("paid", "BOOL")
+        .value_parser(["true", "false"])
+        .required(true)
+        .help("Whether it is paid");
+    let month = text("month", "MONTH").help("A month such as 2026-11; without it the present one");
+    Command::new("accounts")
+        .about("Say who is paid at the gateway, and see what they used")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            about("list", "List the accounts that somebody spoke of"),
+            about("show", "Print one account").arg(id()),
+            about("set", "Say whether an account is paid").args([id(), paid]),
+            about("usage", "Print what an account used in a month").args([id(), month]),
+        ])
+}
+
+fn token_command() -> Command {
+    let mint = Command::new("mint")
+        .about("Print a workload JWT, signed with the secret of the configuration")
+        .args([
+            text("user-id", "ID")
+                .required(true)
+                .help("The account that the sandbox belongs to"),
+            text("sandbox", "NAME")
+                .required(true)
+                .help("The sandbox, as its owner calls it"),
+            text("ttl", "SECONDS").help("How long it lives: at most, and by default, 86400"),
+            path("config", "FILE").help("The configuration file (TOML)"),
+        ]);
+    Command::new("token")
+        .about("Make workload JWTs")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([mint])
 }
 
 fn audit_command() -> Command {

@@ -3,6 +3,7 @@
 //! Arguments are parsed into plain typed values; no verb touches clap. A secret never stands in an
 //! argument: flags name variables, files and commands. Called by `main`.
 
+mod accounts;
 mod args;
 mod audit;
 mod ca;
@@ -27,9 +28,11 @@ mod session;
 mod spec;
 mod state;
 mod target;
+mod token;
 mod version;
 mod workload;
 
+pub use accounts::{AccountAction, AccountCalls};
 pub use args::{
     Ca, CaAction, Cli, Doctor, Env, EnvFormat, EnvWay, Exit, Rotate, Run, SessionAction,
     SessionCalls, Verb,
@@ -40,6 +43,7 @@ pub use proxy_from::ProxyFrom;
 pub use seal::Seal;
 pub use spec::{SecretFlag, SecretFrom};
 pub use target::{ServerFlags, Target};
+pub use token::TokenMint;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -102,6 +106,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn perform(verb: Verb, sockets: Vec<std::io::Result<TcpListener>>) -> Result<u8, Exit> {
     match verb {
+        Verb::Accounts(calls) => accounts::accounts(calls).await.map(|()| 0),
         Verb::Audit(verify) => audit::verify(verify).await.map(|()| 0),
         Verb::Ca(ca) => ca::ca(&ca).map(|()| 0),
         Verb::CheckConfig(flags) => check::check_config(flags).map(|()| 0),
@@ -120,6 +125,7 @@ async fn perform(verb: Verb, sockets: Vec<std::io::Result<TcpListener>>) -> Resu
             Box::pin(serve::serve(flags, given)).await.map(|()| 0)
         }
         Verb::Session(calls) => session::session(&calls).await.map(|()| 0),
+        Verb::Token(token) => token::mint(token).map(|()| 0),
         Verb::Version => version::version().map(|()| 0),
     }
 }

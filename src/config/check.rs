@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use super::gateway;
 use super::raw::Reading;
 use super::settings::{Draft, find};
 use super::source::{Flags, Source};
@@ -67,9 +68,21 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     check_listeners(&mut reading);
     check_tls(&mut reading);
     read_upstream_proxy(&mut reading, source);
+    gateway::read_secrets(&mut reading, source);
+    gateway::check(&mut reading);
     check_seal(&mut reading);
     check_limits(&mut reading);
     check_audit(&mut reading);
+    finish(reading)
+}
+
+/// Reads all sources with the secrets of the gateway, without the rules of a server.
+pub(super) fn load_gateway(source: &Source) -> Result<Config, Problems> {
+    let mut reading = Reading::default();
+    reading.read_file(source);
+    reading.read_environment(source);
+    reading.read_flags(source.flags());
+    gateway::read_secrets(&mut reading, source);
     finish(reading)
 }
 
@@ -123,6 +136,7 @@ fn finish(reading: Reading) -> Result<Config, Problems> {
         api_key_file: _,
         admin_key_file: _,
         upstream_proxy_file: _,
+        secret_files: _,
     } = draft;
     config.state_dir = state_dir.unwrap_or_default();
     config.danger_unscoped_secrets = matches!(unscoped_secrets, UnscopedSecrets::AnyHost);

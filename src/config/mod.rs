@@ -6,6 +6,7 @@
 //! `app` and `cli`; nothing below may import it.
 
 mod check;
+mod gateway;
 mod raw;
 mod settings;
 mod show;
@@ -24,6 +25,9 @@ use crate::telemetry::LogFormat;
 use crate::upstream::UpstreamProxy;
 
 pub use check::state_dir;
+pub use gateway::{
+    Gateway, PageUrl, Payment, PaymentProvider, PaymentStripe, PaymentWorkos, ServiceUrl, Word,
+};
 pub use settings::{SETTINGS, Setting, Shape};
 pub use source::{Disk, FileContent, Files, Flags, SEAL_KEYS_LIMIT_BYTES, Source};
 
@@ -67,6 +71,10 @@ pub struct Config {
     pub seal: Seal,
     /// Where audit records go.
     pub audit: Audit,
+    /// The Claude Gateway.
+    pub gateway: Gateway,
+    /// Who knows whether an account is paid.
+    pub payment: Payment,
 }
 
 impl Default for Config {
@@ -88,6 +96,8 @@ impl Default for Config {
             store: Store::default(),
             seal: Seal::default(),
             audit: Audit::default(),
+            gateway: Gateway::default(),
+            payment: Payment::default(),
         }
     }
 }
@@ -498,6 +508,14 @@ impl Config {
     /// All [`Problems`] of what was given.
     pub fn load_state(source: &Source) -> Result<Self, Problems> {
         check::load_state(source)
+    }
+
+    /// Reads every source for what signs workload JWTs, and asks for nothing that a server needs.
+    ///
+    /// # Errors
+    /// All [`Problems`] of what was given.
+    pub fn load_gateway(source: &Source) -> Result<Self, Problems> {
+        check::load_gateway(source)
     }
 
     /// Fills the defaults with flags alone: no file, no environment, and none of the rules that

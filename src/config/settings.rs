@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::Config;
+use super::gateway::SecretFiles;
 use super::value::{Raw, UnscopedSecrets, Value};
 
 /// The start of every environment variable that sets a key: two underscores stand for a dot.
@@ -14,9 +15,8 @@ pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
 /// Keys, and sections with all their keys, that later versions have.
 const LATER: &[&str] = &[
     "api",
-    "gateway",
+    "gateway.danger_extra_paths",
     "github",
-    "payment",
     "sandbox",
     "store.max_stale",
 ];
@@ -72,6 +72,7 @@ pub(super) struct Draft {
     pub(super) api_key_file: Option<PathBuf>,
     pub(super) admin_key_file: Option<PathBuf>,
     pub(super) upstream_proxy_file: Option<PathBuf>,
+    pub(super) secret_files: SecretFiles,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) unscoped_secrets: UnscopedSecrets,
 }
@@ -83,6 +84,7 @@ impl Draft {
             api_key_file: None,
             admin_key_file: None,
             upstream_proxy_file: None,
+            secret_files: SecretFiles::default(),
             state_dir: Some(config.state_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             unscoped_secrets: if config.danger_unscoped_secrets {
                 UnscopedSecrets::AnyHost
@@ -227,12 +229,12 @@ pub const SETTINGS: &[Setting] = &[
          The other way is the environment variable SECRETS_PROXY_API_KEY; one of them is needed \
          without --dev, both together are refused. The key itself never stands in this file."),
     setting!("admin_key", config.admin_key, Environment("OSHU_VAULT_ADMIN_KEY"), None, "\"\"",
-        "The operator's key, for /v1/tenants: 32 to 512 visible characters."),
+        "The operator's key, for /v1/tenants and /v1/accounts: 32 to 512 visible characters."),
     setting!("admin_key_file", admin_key_file, AnywhereAs("OSHU_VAULT_ADMIN_KEY_FILE"), None,
         "\"/run/secrets/oshu-vault-admin-key\"",
         "A file that holds the operator's key, readable by its owner alone: 32 to 512 visible \
          characters. The other way is the environment variable OSHU_VAULT_ADMIN_KEY. Without \
-         either /v1/tenants answers 404 to everybody."),
+         either /v1/tenants and /v1/accounts answer 404 to everybody."),
     setting!("state_dir", state_dir, Anywhere, Some("state-dir"), "\"/var/lib/oshu-vault\"",
         "Where the CA, generated keys and the store lie. Without it: $XDG_STATE_HOME/oshu-vault, \
          else $HOME/.local/state/oshu-vault."),
@@ -321,6 +323,88 @@ pub const SETTINGS: &[Setting] = &[
     setting!("audit.on_full", config.audit.on_full, Anywhere, None, "\"gap\"",
         "What happens while the sink takes nothing and 8192 records wait: gap loses records and \
          counts them; refuse answers new requests with 503 until there is room."),
+
+    setting!("gateway.upstream", config.gateway.upstream, Anywhere, None,
+        "\"https://api.anthropic.com\"",
+        "The model provider behind /api/claude-gateway. The gateway is there where api_key and \
+         jwt_secret are given, each by its variable or its file."),
+    setting!("gateway.api_key", config.gateway.api_key, Environment("OSHU_VAULT__GATEWAY__API_KEY"),
+        None, "\"\"",
+        "The operator's credential at the model provider: an API key, or an OAuth access token."),
+    setting!("gateway.api_key_file", secret_files.api_key, Anywhere, None,
+        "\"/run/secrets/oshu-vault-model-key\"",
+        "A file that holds the operator's credential at the model provider, readable by its owner \
+         alone: an API key, or an OAuth access token (sk-ant-oat…). The other way is the environment \
+         variable OSHU_VAULT__GATEWAY__API_KEY."),
+    setting!("gateway.jwt_secret", config.gateway.jwt_secret,
+        Environment("OSHU_VAULT__GATEWAY__JWT_SECRET"), None, "\"\"",
+        "What signs workload JWTs: 32 to 512 visible characters."),
+    setting!("gateway.jwt_secret_file", secret_files.jwt_secret, Anywhere, None,
+        "\"/run/secrets/oshu-vault-jwt-secret\"",
+        "A file that holds what signs workload JWTs, readable by its owner alone: 32 to 512 visible \
+         characters. The other way is the environment variable OSHU_VAULT__GATEWAY__JWT_SECRET."),
+    setting!("gateway.jwt_secret_previous", config.gateway.jwt_secret_previous,
+        Environment("OSHU_VAULT__GATEWAY__JWT_SECRET_PREVIOUS"), None, "\"\"",
+        "What signed workload JWTs before, and is still accepted."),
+    setting!("gateway.jwt_secret_previous_file", secret_files.jwt_secret_previous, Anywhere, None,
+        "\"/run/secrets/oshu-vault-jwt-secret-before\"",
+        "A file that holds what signed workload JWTs before and is still accepted, for the day that \
+         they live. The other way is the environment variable \
+         OSHU_VAULT__GATEWAY__JWT_SECRET_PREVIOUS."),
+    setting!("gateway.payment_url", config.gateway.payment_url, Anywhere, None,
+        "\"https://example.com/billing\"",
+        "Where an account is paid for: what the answer 402 tells."),
+    setting!("gateway.monthly_budget", config.gateway.monthly_budget, Anywhere, None,
+        "100000000", "Tokens that a paid account may use in a month of UTC, or none. A request \
+         reserves its max_tokens and one token for each byte of its body before it is sent; what does \
+         not fit is answered 429."),
+    setting!("gateway.free_allowance", config.gateway.free_allowance, Anywhere, None,
+        "100000", "Tokens that an account which is not paid may use in a month of UTC, counted like \
+         those of monthly_budget; none means no token. What does not fit is answered 402."),
+    setting!("gateway.requests_per_minute", config.gateway.requests_per_minute, Anywhere, None,
+        "60", "Requests of one account to the gateway a minute in the long run, or none; as many may \
+         come at once. More are answered 429."),
+
+    setting!("gateway.oauth_token_url", config.gateway.oauth_token_url, Anywhere, None,
+        "\"https://console.anthropic.com/v1/oauth/token\"",
+        "Where POST /api/claude/v1/oauth/token leads, for browsers that may not ask there themselves. \
+         It is there with the gateway."),
+    setting!("gateway.oauth_requests_per_minute", config.gateway.oauth_requests_per_minute, Anywhere,
+        None, "30", "Requests of one address (of IPv6: of one /64) to that relay a minute in the long \
+         run; as many may come at once. More are answered 429."),
+    setting!("payment.provider", config.payment.provider, Anywhere, None, "\"local\"",
+        "Who knows whether an account is paid: local, the accounts of the store, which \
+         `oshu-vault accounts`, PUT /v1/accounts/ID and Stripe's webhook change; or workos."),
+    setting!("payment.workos.api_key", config.payment.workos.api_key,
+        Environment("OSHU_VAULT__PAYMENT__WORKOS__API_KEY"), None, "\"\"",
+        "The operator's key at WorkOS."),
+    setting!("payment.workos.api_key_file", secret_files.workos, Anywhere, None,
+        "\"/run/secrets/oshu-vault-workos-key\"",
+        "A file that holds the operator's key at WorkOS, readable by its owner alone. The other way \
+         is the environment variable OSHU_VAULT__PAYMENT__WORKOS__API_KEY."),
+    setting!("payment.workos.base_url", config.payment.workos.base_url, Anywhere, None,
+        "\"https://api.workos.com\"",
+        "Where WorkOS is. A user is found by external id, which is the account's id; a yes is \
+         believed for 60 seconds, a no for 5."),
+    setting!("payment.workos.metadata_key", config.payment.workos.metadata_key, Anywhere, None,
+        "\"paid\"", "The name of the user's metadata that tells whether the account is paid."),
+    setting!("payment.workos.metadata_value", config.payment.workos.metadata_value, Anywhere, None,
+        "\"true\"", "The value of that metadata that means paid, letter for letter."),
+    setting!("payment.stripe.webhook_secret", config.payment.stripe.webhook_secret,
+        Environment("OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET"), None, "\"\"",
+        "What Stripe signs deliveries to POST /api/webhooks/stripe with."),
+    setting!("payment.stripe.webhook_secret_file", secret_files.stripe, Anywhere, None,
+        "\"/run/secrets/oshu-vault-stripe\"",
+        "A file that holds what Stripe signs deliveries to POST /api/webhooks/stripe with (whsec_…), \
+         readable by its owner alone. The other way is the environment variable \
+         OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET. Without either there is no such route."),
+    setting!("payment.stripe.webhook_secret_previous", config.payment.stripe.webhook_secret_previous,
+        Environment("OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET_PREVIOUS"), None, "\"\"",
+        "What Stripe signed deliveries with before, and is still accepted."),
+    setting!("payment.stripe.webhook_secret_previous_file", secret_files.stripe_previous, Anywhere,
+        None, "\"/run/secrets/oshu-vault-stripe-before\"",
+        "A file that holds what Stripe signed deliveries with before and is still accepted. The other \
+         way is the environment variable OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET_PREVIOUS."),
 
     setting!("limits.first_byte_timeout_ms", config.limits.first_byte_timeout, Anywhere, None,
         "15000", "Milliseconds for the first byte of a connection, and of a tunnel after the answer to \
@@ -489,7 +573,10 @@ mod tests {
             ("store.max_stale", true),
             ("store.max_stales", false),
             ("store.url", false),
-            ("gateway.api_key", true),
+            ("gateway.api_key", false),
+            ("gateway.danger_extra_paths", true),
+            ("payment.workos", false),
+            ("github.client_id", true),
         ] {
             assert_eq!(is_later(path), later, "{path}");
         }

@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use super::Config;
+use super::gateway;
 use super::settings::{Draft, SETTINGS, Setting};
 
 /// Prints the effective configuration as TOML. Secrets appear as a comment that says so.
@@ -19,6 +20,11 @@ pub(super) fn redacted(config: &Config) -> String {
     });
     if config.admin_key.is_some() {
         text.push_str("# admin_key: set (redacted)\n");
+    }
+    for (name, secret) in gateway::secrets(config) {
+        if secret.is_some() {
+            push(&mut text, format_args!("# {name}: set (redacted)\n"));
+        }
     }
     let draft = Draft::of(config);
     each(|setting, section| {

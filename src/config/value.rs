@@ -467,7 +467,7 @@ fn expects<T: Item>() -> Vec<String> {
 }
 
 /// Returns the text of a value that is one text, from whichever source.
-fn one_text(raw: &Raw) -> Option<&str> {
+pub(super) fn one_text(raw: &Raw) -> Option<&str> {
     match raw {
         Raw::Untyped(text) => Some(text),
         Raw::Text(text) => Some(text),

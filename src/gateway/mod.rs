@@ -1,8 +1,315 @@
 //! The Claude Gateway: model calls of sandboxes, paid for by their accounts.
 //!
-//! So far it reads what an answer used: [`UsageReader`]. It must never change a byte of what passes,
-//! and keeps nothing of it but numbers and the model's name.
+//! The order of one call: is it one that is forwarded, who calls, is it paid, is there enough left,
+//! and only then the operator's credential and the way out. Nothing that the caller showed travels
+//! on, and a byte of an answer leaves as it comes. Usage is reserved before and settled after, however
+//! the call ends. `app` puts [`Gateway::handle`] beside the management API.
 
+mod admit;
+mod ask;
+mod fields;
+mod passing;
+mod path;
 mod usage;
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
+
+use self::admit::{Admission, Admitted};
+use self::ask::Ask;
+use self::fields::Credential;
+use self::passing::{Account, Passing};
+use self::path::Call;
+use crate::audit::{Decision, Handed, Kind, Record, Sink, Traffic};
+use crate::callout::{self, Callout, Opened};
+use crate::id::RequestId;
+use crate::identity::{WorkloadKeys, without_credentials};
+use crate::payment::{Ledger, PaymentCheck, Refusal, Reservation};
+use crate::secret::Secret;
+use crate::serve::Throttle;
+use crate::upstream::Upstream;
+use crate::web::{Connection, ModelFailure, REQUEST_ID};
+
 pub use usage::{Counted, UsageReader};
+
+/// Where the gateway's paths begin.
+pub const PREFIX: &str = "/api/claude-gateway";
+/// How many connections to the model provider wait for their next request.
+const IDLE_CONNECTIONS: usize = 64;
+
+/// How the gateway is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The URL of the model provider.
+    pub upstream: String,
+    /// The operator's credential there: an API key, or an access token of OAuth.
+    pub api_key: Secret,
+    /// Where an account is paid for, as the answer 402 tells it.
+    pub payment_url: Option<Arc<str>>,
+    /// How long the head of an answer may take; none to wait.
+    pub answer_timeout: Option<Duration>,
+    /// How long an answer may be silent; none to wait.
+    pub silence_timeout: Option<Duration>,
+    /// Requests of one account a minute; none for any number.
+    pub requests_per_minute: Option<u32>,
+    /// Takes credentials in the clear from everywhere: right only behind something that ends TLS.
+    pub danger_plaintext: bool,
+}
+
+/// Whom the gateway asks.
+pub struct Parts {
+    /// The way out.
+    pub upstream: Arc<Upstream>,
+    /// The secrets of workload JWTs.
+    pub keys: WorkloadKeys,
+    /// Who knows whether an account is paid.
+    pub check: Arc<dyn PaymentCheck>,
+    /// What accounts use.
+    pub ledger: Arc<Ledger>,
+    /// Who has failed to show a right credential, and how often.
+    pub throttle: Arc<Throttle>,
+    /// Where audit records go.
+    pub audit: Sink,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts")
+            .field("check", &self.check)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The gateway.
+pub struct Gateway {
+    provider: Callout,
+    credential: Credential,
+    admission: Admission,
+    ledger: Arc<Ledger>,
+    audit: Sink,
+    payment_url: Option<Arc<str>>,
+    answer_timeout: Option<Duration>,
+    silence_timeout: Option<Duration>,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("provider", self.provider.target())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer whose head has come, and what is settled at its end.
+struct Forwarded {
+    opened: Opened,
+    account: Account,
+    traffic: Arc<Traffic>,
+}
+
+impl Gateway {
+    /// Sets the gateway up. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// [`callout::Error`] where the model provider's URL cannot be used.
+    pub fn new(config: Config, parts: Parts) -> Result<Self, callout::Error> {
+        // A call of the gateway is bounded by its own timeouts, and its answer by nothing.
+        let limits = callout::Limits::default();
+        let provider = Callout::new(parts.upstream, &config.upstream, limits)?;
+        Ok(Self {
+            provider: provider.keeping(IDLE_CONNECTIONS),
+            credential: Credential::new(&config.api_key),
+            admission: Admission::new(
+                parts.keys,
+                parts.check,
+                parts.throttle,
+                config.requests_per_minute,
+                config.danger_plaintext,
+            ),
+            ledger: parts.ledger,
+            audit: parts.audit,
+            payment_url: config.payment_url,
+            answer_timeout: config.answer_timeout,
+            silence_timeout: config.silence_timeout,
+        })
+    }
+
+    /// Serves one call.
+    pub async fn handle(&self, mut request: Request) -> Response {
+        let id = RequestId::generate();
+        let handed = request.extensions_mut().remove::<Handed>();
+        let mut record = handed.and_then(|handed| handed.take()).unwrap_or_else(|| {
+            let mut record = Record::begin(&self.audit, Kind::Exchange);
+            record.request(request.method().as_str(), request.uri().path());
+            record.target(self.provider.target());
+            record
+        });
+        let mut response = match self.exchange(request, &mut record).await {
+            Ok(forwarded) => self.pass(forwarded, record),
+            Err(failure) => {
+                let decision = if failure.is_fault() {
+                    Decision::Failed
+                } else {
+                    Decision::Denied
+                };
+                record.decision(decision, failure.code());
+                record.status(failure.status());
+                failure.answer(&id)
+            }
+        };
+        if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        response
+    }
+
+    /// The steps of one call, up to the head of its answer.
+    async fn exchange(
+        &self,
+        request: Request,
+        record: &mut Record,
+    ) -> Result<Forwarded, ModelFailure> {
+        let (parts, body) = request.into_parts();
+        if let Some(from) = parts.extensions.get::<Connection>() {
+            record.peer(from.peer);
+        }
+        let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
+        let call = Call::parse(&parts.method, path)?;
+        let admitted = self.admission.caller(&parts)?;
+        record.account(&admitted.workload.account, &admitted.workload.sandbox);
+        record.admit().map_err(|_full| ModelFailure::AuditFull)?;
+        let standing = self.admission.standing(&admitted.workload).await?;
+        // Who has nothing at all left need not send a body.
+        if !self.ledger.allows(&standing) {
+            return Err(ModelFailure::Unpaid(self.payment_url.clone()));
+        }
+        let ask = match call.method() {
+            "POST" => Some(Ask::read(&parts.headers, body).await?),
+            _ => None,
+        };
+        let costs = ask.as_ref().filter(|_| call == Call::Messages);
+        let (model, most) = costs.map_or(("", 0), |ask| (ask.model.as_str(), ask.most));
+        let sandbox = &admitted.workload.sandbox;
+        let reserved = self
+            .ledger
+            .reserve(&standing, sandbox, model, most, SystemTime::now());
+        let reservation = reserved.await.map_err(|refusal| match refusal {
+            Refusal::BudgetUsed => ModelFailure::BudgetUsed,
+            Refusal::Unpaid => ModelFailure::Unpaid(self.payment_url.clone()),
+            Refusal::Unknown(error) => ModelFailure::PaymentUnknown(error),
+        })?;
+        let opened = self.send(&call, &parts, &admitted, ask.as_ref());
+        let opened = match opened.await {
+            Ok(opened) => opened,
+            Err(error) => return Err(fail(error, reservation, costs.is_some())),
+        };
+        let traffic = Arc::<Traffic>::default();
+        record.meter(&traffic);
+        record.status(opened.status);
+        let up = ask.as_ref().map_or(0, |ask| ask.body.len());
+        traffic.up.store(up as u64, Ordering::Relaxed);
+        let account = check_answer(&opened, reservation, costs)?;
+        Ok(Forwarded {
+            opened,
+            account,
+            traffic,
+        })
+    }
+
+    /// Sends a call to the model provider, under the operator's credential.
+    async fn send(
+        &self,
+        call: &Call,
+        parts: &http::request::Parts,
+        admitted: &Admitted,
+        ask: Option<&Ask>,
+    ) -> Result<Opened, callout::Error> {
+        let mut path = call.path();
+        if let Some(query) = parts.uri.query().and_then(without_credentials) {
+            path.push('?');
+            path.push_str(&query);
+        }
+        let shown = admitted.shown.as_bytes();
+        let fields = fields::to_provider(&parts.headers, shown, &self.credential);
+        let request = callout::Request {
+            method: call.method(),
+            path: &path,
+            fields: &fields,
+            body: ask.map(|ask| ("application/json", ask.body.as_ref())),
+        };
+        self.provider.open(&request, self.answer_timeout).await
+    }
+
+    /// Makes the answer to the caller, whose body passes as it comes.
+    fn pass(&self, forwarded: Forwarded, record: Record) -> Response {
+        let Forwarded {
+            opened,
+            account,
+            traffic,
+        } = forwarded;
+        let mut headers = fields::to_caller(&opened.fields);
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let is_events = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
+        let passing = Passing::new(
+            opened.body,
+            is_events,
+            self.silence_timeout,
+            traffic,
+            (account, record),
+        );
+        let mut response = Response::new(Body::new(passing));
+        let status = StatusCode::from_u16(opened.status);
+        *response.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// Decides what an answer costs, and refuses those that are not for callers.
+fn check_answer(
+    opened: &Opened,
+    reservation: Reservation,
+    costs: Option<&Ask>,
+) -> Result<Account, ModelFailure> {
+    let refused = match (opened.status, costs) {
+        (200..=299, Some(ask)) => {
+            let kind = opened.fields.first("content-type");
+            return Ok(Account::Counted {
+                reservation,
+                reader: Box::new(UsageReader::of_content_type(kind)),
+                model: ask.model.clone(),
+            });
+        }
+        // The operator's fault, and not the caller's.
+        (401..=403, _) => ModelFailure::ProviderRefused(opened.status),
+        (300..=399, _) => ModelFailure::ProviderAnswer(opened.status),
+        _ => return Ok(Account::Free(reservation)),
+    };
+    reservation.release();
+    Err(refused)
+}
+
+/// Ends a call that got no answer. What may have reached the model provider counts whole.
+fn fail(error: callout::Error, reservation: Reservation, costs: bool) -> ModelFailure {
+    if !costs || error.was_unsent() {
+        reservation.release();
+    }
+    match error {
+        callout::Error::Late => ModelFailure::ProviderLate,
+        callout::Error::BadValue => {
+            ModelFailure::BadRequest("the query cannot be passed on as it is")
+        }
+        error => ModelFailure::Provider(error),
+    }
+}

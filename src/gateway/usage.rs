@@ -4,6 +4,7 @@
 //! back. A stream tells its usage at its start and, cumulatively, before its end; what is not known
 //! is passed over. An answer that was cut off is counted from what came. Called by the forwarding.
 
+use std::fmt;
 use std::mem;
 
 use memchr::memchr2;
@@ -34,7 +35,6 @@ pub struct Counted {
 }
 
 /// Reads the usage of one answer.
-#[derive(Debug)]
 pub struct UsageReader {
     form: Form,
     counted: Counted,
@@ -42,10 +42,18 @@ pub struct UsageReader {
     output_bytes: u64,
 }
 
-#[derive(Debug)]
 enum Form {
     Json(Json),
     Stream(Box<Stream>),
+}
+
+impl fmt::Debug for UsageReader {
+    /// Shows what was counted, and nothing of the answer.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UsageReader")
+            .field("tokens", &self.counted.tokens)
+            .finish_non_exhaustive()
+    }
 }
 
 impl UsageReader {
@@ -185,7 +193,7 @@ fn take_event(data: Data<'_>, counted: &mut Counted, output_bytes: &mut u64) {
 }
 
 /// Cuts a stream into events (WHATWG HTML §9.2.6): lines end with CR, LF or both.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Stream {
     /// The current line so far, up to the bound.
     line: Vec<u8>,
@@ -265,7 +273,7 @@ fn hold(held: &mut Vec<u8>, more: &[u8]) {
 }
 
 /// Reads two members of the outermost object, `usage` and `model`, and passes over everything else.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Json {
     /// How many objects and lists are open.
     depth: usize,

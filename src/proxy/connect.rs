@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::reject::{self, Refusal};
-use super::{Proxy, probe, tunnel};
+use super::{Proxy, own, probe, tunnel};
 use crate::audit::{Decision, Kind, Record};
 use crate::host::HostPort;
 use crate::serve::Peer;
@@ -34,6 +34,16 @@ impl Proxy {
                 }
                 if probe::is_target(&target) {
                     probe::run(self, down, &guard, (target, peer.address), record).await;
+                } else if let Some(server) = self.own_service(&target) {
+                    Box::pin(own::run(
+                        self,
+                        server,
+                        down,
+                        &guard,
+                        (&target, peer),
+                        record,
+                    ))
+                    .await;
                 } else {
                     tunnel::run(self, down, &guard, target, peer.address, record).await;
                 }
@@ -82,9 +92,8 @@ impl Proxy {
         record.target(&target);
         check_host(head, &target, |host| self.is_proxy(host, peer))?;
         self.refuse_own(&target)?;
-        if !probe::is_target(&target)
-            && let Err(denial) = handle.decide(&target)
-        {
+        let is_ours = probe::is_target(&target) || self.own_service(&target).is_some();
+        if !is_ours && let Err(denial) = handle.decide(&target) {
             handle.counters().denied.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::denied(denial, &target.host.to_string()));
         }
@@ -131,9 +140,9 @@ impl Proxy {
         self.own.as_ref() == Some(host) || (host.port == here.port() && (address || local))
     }
 
-    /// Refuses our own public address: it is served in process, never dialled.
+    /// Refuses our own public address, where nobody serves it in process: it is never dialled.
     pub(super) fn refuse_own(&self, target: &HostPort) -> Result<(), Refusal> {
-        if self.own.as_ref() == Some(target) {
+        if self.own.as_ref() == Some(target) && self.inner.is_none() {
             return Err(Refusal::policy(
                 "own_address",
                 "this is the proxy itself",

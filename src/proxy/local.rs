@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::reject::{self, Refusal};
 use super::{After, Config};
+use crate::audit::Handed;
 use crate::serve::{BoxFuture, Peer};
 use crate::shutdown::Drain;
 use crate::wire::{
@@ -116,15 +117,29 @@ impl LocalServer {
         head: RequestHead,
         peer: &Peer,
     ) -> After {
+        self.answer_for(down, head, peer, None).await
+    }
+
+    /// Serves one origin-form request, whose record may have been begun already.
+    pub(super) async fn answer_for(
+        &self,
+        down: &mut Connection,
+        head: RequestHead,
+        peer: &Peer,
+        record: Option<Handed>,
+    ) -> After {
         let is_head = head.method() == b"HEAD";
         let mut keep_alive = !closes(&head.fields, head.version)
             && head.version == Version::Http11
             && !self.drain.is_leaving();
         let (pieces, upload) = mpsc::channel(PIECES_AHEAD);
-        let (request, framing) = match local_request(&head, peer, Upload(upload)) {
+        let (mut request, framing) = match local_request(&head, peer, Upload(upload)) {
             Ok(request) => request,
             Err(refusal) => return refuse(down, &refusal).await,
         };
+        if let Some(record) = record {
+            request.extensions_mut().insert(record);
+        }
         let waits = head
             .fields
             .all("expect")
@@ -134,20 +149,21 @@ impl LocalServer {
             return After::Gone;
         }
         let mut body = Body::new(framing).without_framing();
-        let response = {
-            let mut response = (self.local)(request);
+        let mut response = (self.local)(request);
+        let answered = {
             let mut pump = std::pin::pin!(pump(down, &mut body, pieces));
-            let mut pumping = true;
-            loop {
-                tokio::select! {
-                    biased;
-                    response = &mut response => break Ok(response),
-                    pumped = &mut pump, if pumping => match pumped {
-                        Ok(()) => pumping = false,
-                        Err(refusal) => break Err(refusal),
-                    },
-                }
+            tokio::select! {
+                biased;
+                response = &mut response => Some(Ok(response)),
+                pumped = &mut pump => pumped.err().map(Err),
             }
+        };
+        let response = match answered {
+            Some(answered) => answered,
+            None => match unless_gone(down, &mut response).await {
+                Some(response) => Ok(response),
+                None => return After::Gone,
+            },
         };
         let response = match response {
             Ok(response) => response,
@@ -160,6 +176,30 @@ impl LocalServer {
             Err(_gone) => After::Gone,
         }
     }
+}
+
+/// Waits for the head of an answer, unless its reader goes away first: what is done for an answer
+/// that may take minutes must end with whom it is for. What must not be left half done is a task of
+/// its own.
+async fn unless_gone(
+    down: &mut Connection,
+    response: &mut BoxFuture<http::Response<LocalBody>>,
+) -> Option<http::Response<LocalBody>> {
+    let mut is_open = true;
+    poll_fn(|cx| {
+        if let Poll::Ready(response) = response.as_mut().poll(cx) {
+            return Poll::Ready(Some(response));
+        }
+        if is_open && let Poll::Ready(is_closed) = down.poll_closed(cx) {
+            if is_closed {
+                return Poll::Ready(None);
+            }
+            // It sends something else: it is there.
+            is_open = false;
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Waits for the next frame of an answer, unless its reader goes away first: a stream may be silent

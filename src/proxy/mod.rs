@@ -14,6 +14,7 @@ mod detect;
 mod exchange;
 mod intercept;
 mod local;
+mod own;
 mod passthrough;
 mod plain;
 mod probe;
@@ -120,6 +121,9 @@ pub struct Proxy {
     pub audit: Sink,
     /// Who serves origin-form requests.
     pub local: LocalServer,
+    /// Who serves our own public address to workloads that ask for it through the proxy; nobody to
+    /// refuse it.
+    pub inner: Option<LocalServer>,
     /// The limits.
     pub config: Config,
     /// Our own public address, which is never dialled.

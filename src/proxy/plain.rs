@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::context::Lane;
 use super::exchange::{self, Absolute};
+use super::own::{self, Visit};
 use super::reject::{self, Refusal};
 use super::{After, Proxy};
 use crate::audit::{Kind, Record};
@@ -33,6 +34,23 @@ impl Proxy {
             Ok((caller, target, origin)) => {
                 let handle = caller.handle();
                 let guard = handle.enter(&target);
+                if let Some(server) = self.own_service(&target) {
+                    record.discard();
+                    let visit = Visit {
+                        server,
+                        handle,
+                        target: &target,
+                        scheme: Scheme::Http,
+                        peer: peer.clone(),
+                    };
+                    let mut head = head;
+                    head.replace_target(origin);
+                    return tokio::select! {
+                        biased;
+                        () = guard.cut() => After::Gone,
+                        after = Box::pin(own::exchange(self, &visit, down, head)) => after,
+                    };
+                }
                 let facts = (peer.address, Arc::default());
                 match Lane::open(self, handle, target.clone(), Scheme::Http, facts) {
                     Ok(mut lane) => {

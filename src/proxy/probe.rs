@@ -86,7 +86,12 @@ async fn serve(
     Ok(())
 }
 
-async fn accept(proxy: &Proxy, down: Connection, target: &HostPort) -> io::Result<Connection> {
+/// Ends a workload's TLS under our root; what is served here is served in HTTP/1.1.
+pub(super) async fn accept(
+    proxy: &Proxy,
+    down: Connection,
+    target: &HostPort,
+) -> io::Result<Connection> {
     let config = proxy.authority.server_config(&target.host).await;
     let mut config = ServerConfig::clone(&*config.map_err(io::Error::other)?);
     // What is answered here is answered in HTTP/1.1.

@@ -211,7 +211,7 @@ impl Records {
         let keyring = self.keyring.read().await;
         let puts = records.iter().map(|(key, plain)| {
             let sealed = keyring.seal(&context(key), plain);
-            self.store.put_record(key, sealed)
+            self.put_sealed(key, sealed)
         });
         join_all(puts).await
     }

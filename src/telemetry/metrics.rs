@@ -35,6 +35,11 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Adds several.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
     /// Returns the number.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

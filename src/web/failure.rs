@@ -5,7 +5,6 @@
 //! stands in it, and an internal cause goes to the log only. Called by every handler.
 
 use std::error::Error as StdError;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use http::{HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use crate::id::{RequestId, SessionId};
+use crate::payment;
 use crate::session::{Error, FieldError};
 use crate::tenant;
 
@@ -103,6 +103,9 @@ pub enum Failure {
         "the tenant has as many live sessions as it may: end some, or ask the operator for more"
     )]
     TenantSessions,
+    /// An account, or what it used, cannot be read or could not be stored.
+    #[error("the accounts cannot be read or changed at present: try again later")]
+    Accounts(#[source] payment::Error),
     /// The body's content type or coding is not taken here.
     #[error("the body must be JSON, without a content coding")]
     UnsupportedMedia,
@@ -122,6 +125,19 @@ impl From<Error> for Failure {
             Error::CaptureLimit | Error::Keys(_) | Error::Unproven | Error::Unrotated => {
                 Self::Internal(error.into())
             }
+        }
+    }
+}
+
+impl From<payment::Error> for Failure {
+    fn from(error: payment::Error) -> Self {
+        match error {
+            payment::Error::Refused => Self::Conflict(
+                "record_refused",
+                "the account's record in the store is refused: see the log",
+            ),
+            payment::Error::Time => Self::Internal(error.into()),
+            _ => Self::Accounts(error),
         }
     }
 }
@@ -169,7 +185,7 @@ impl Failure {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::Slow => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
-            Self::Store(_) | Self::StoreDown(_) => {
+            Self::Accounts(_) | Self::Store(_) | Self::StoreDown(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
             }
             Self::TenantRate(_) => (StatusCode::TOO_MANY_REQUESTS, "tenant_rate_limit"),
@@ -189,8 +205,8 @@ impl Failure {
     pub(super) fn write(&self, id: &RequestId, head: bool, response: &mut Response) {
         let (status, code) = self.kind();
         match self {
-            Self::Internal(_) | Self::Store(_) => {
-                tracing::error!(request_id = %id, code, error = causes(self), "api call failed");
+            Self::Accounts(_) | Self::Internal(_) | Self::Store(_) => {
+                tracing::error!(request_id = %id, code, error = super::causes(self), "api call failed");
             }
             _ => tracing::debug!(request_id = %id, code, "api call refused"),
         }
@@ -274,20 +290,6 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Joins what lies under a failure into one line.
-fn causes(failure: &Failure) -> String {
-    let (mut line, mut cause) = (String::new(), failure.source());
-    while let Some(error) = cause {
-        let gap = if line.is_empty() { "" } else { ": " };
-        // Writing into a text cannot fail.
-        if write!(line, "{gap}{error}").is_err() {
-            break;
-        }
-        cause = error.source();
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
@@ -363,7 +365,7 @@ mod tests {
         assert_eq!(response.status(), 500);
         assert!(!problem.to_string().contains("canary"), "{problem}");
         let failure = Failure::Internal(std::io::Error::other("canary-cause").into());
-        assert_eq!(causes(&failure), "canary-cause");
+        assert_eq!(crate::web::causes(&failure), "canary-cause");
     }
 
     #[tokio::test]

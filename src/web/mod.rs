@@ -5,9 +5,13 @@
 //! Called by the surfaces for their routes, and by `app`, which says how a request came in.
 
 mod auth;
+mod envelope;
 mod extract;
 mod failure;
+mod tagged;
 
+use std::error::Error;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,13 +27,15 @@ use serde::Serialize;
 use crate::id::RequestId;
 
 pub use auth::{Admin, ApiKeys, Asked, Caller};
+pub use envelope::ModelFailure;
 pub use extract::{BODY_LIMIT_BYTES, Json, JsonBody, MergePatch, query};
 pub use failure::Failure;
+pub use tagged::TaggedFailure;
 
 /// The field that may carry an API key beside `Authorization`.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The field in which every answer names its request.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How a request came in. `app` puts one into the extensions of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +117,20 @@ async fn handle(mut request: Request, next: Next, danger_plaintext_management: b
 
 fn carries_credential(headers: &HeaderMap) -> bool {
     headers.contains_key(AUTHORIZATION) || headers.contains_key(API_KEY)
+}
+
+/// Joins what lies under a failure into one line, for the log.
+fn causes(failure: &dyn Error) -> String {
+    let (mut line, mut cause) = (String::new(), failure.source());
+    while let Some(error) = cause {
+        let gap = if line.is_empty() { "" } else { ": " };
+        // Writing into a text cannot fail.
+        if write!(line, "{gap}{error}").is_err() {
+            break;
+        }
+        cause = error.source();
+    }
+    line
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ mod endings;
 mod events;
 mod exhaustion;
 mod framing;
+mod gateway;
 mod grpc;
 mod h2;
 mod h2_rules;

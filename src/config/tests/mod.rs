@@ -1,6 +1,7 @@
 //! Tests of the whole configuration: sources, order, rules, and what problems say.
 
 mod audit;
+mod gateway;
 mod keys;
 mod printed;
 mod store;
@@ -280,12 +281,16 @@ fn what_is_not_known_is_refused_by_its_full_path() {
             "audit.on_fall: unknown setting, did you mean audit.on_full? (from /c.toml:2)",
         ),
         (
+            "[gateway]\ndanger_extra_paths = ['/canary']",
+            "gateway.danger_extra_paths: not available in this version (from /c.toml:2)",
+        ),
+        (
             "[gateway]\napi_key = 'canary'",
-            "gateway: not available in this version (from /c.toml:1)",
+            "gateway.api_key: must not be given here: set OSHU_VAULT__GATEWAY__API_KEY or gateway.api_key_file (from /c.toml:2)",
         ),
         (
             "[payment.workos]\napi_key = 'canary'",
-            "payment: not available in this version (from /c.toml:1)",
+            "payment.workos.api_key: must not be given here: set OSHU_VAULT__PAYMENT__WORKOS__API_KEY or payment.workos.api_key_file (from /c.toml:2)",
         ),
         (
             "github.client_id = 'canary'",
@@ -329,8 +334,8 @@ fn variables_that_set_nothing_are_refused() {
             "proxy.listen: is not given under this name: set OSHU_VAULT__PROXY__LISTEN (from OSHU_VAULT__proxy__listen)",
         ),
         (
-            "OSHU_VAULT__GATEWAY__API_KEY",
-            "gateway.api_key: not available in this version (from OSHU_VAULT__GATEWAY__API_KEY)",
+            "OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS",
+            "gateway.danger_extra_paths: not available in this version (from OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS)",
         ),
         (
             "OSHU_VAULT_ADMIN_KEY",

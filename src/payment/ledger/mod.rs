@@ -25,6 +25,7 @@ use crate::payment::book::{At, Book, Month, Tokens, Usage};
 use crate::payment::{Error, Standing};
 use crate::records::{Records, name_refused};
 use crate::store::{RecordKey, RecordKind};
+use crate::telemetry::Counter;
 
 /// How many tokens accounts may use a month.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,21 @@ pub enum Refusal {
     Unknown(#[source] Error),
 }
 
+/// Counts of tokens that were settled, of all accounts together, since the process began.
+#[derive(Debug, Default)]
+pub struct TokenCounts {
+    /// Read by models and in no cache.
+    pub input: Counter,
+    /// Written by models.
+    pub output: Counter,
+    /// Read from a cache.
+    pub cache_read: Counter,
+    /// Written to a cache.
+    pub cache_write: Counter,
+    /// Reserved for requests whose end nobody saw.
+    pub unsettled: Counter,
+}
+
 /// The books of all accounts.
 #[derive(Debug)]
 pub struct Ledger {
@@ -56,6 +72,7 @@ pub struct Ledger {
     budgets: Budgets,
     pages: Mutex<HashMap<(AccountId, Month), Arc<Page>>>,
     queue: Arc<Queue>,
+    counts: Arc<TokenCounts>,
     writer: AbortHandle,
 }
 
@@ -69,7 +86,21 @@ impl Ledger {
             budgets,
             pages: Mutex::default(),
             queue,
+            counts: Arc::default(),
             writer: writer.abort_handle(),
+        }
+    }
+
+    /// Returns what was counted.
+    pub fn counts(&self) -> &TokenCounts {
+        &self.counts
+    }
+
+    /// Tells whether somebody of this standing may use anything at all, whatever was used so far.
+    pub fn allows(&self, standing: &Standing) -> bool {
+        match standing {
+            Standing::Paid(_) => true,
+            Standing::Unpaid(_) => self.budgets.free_allowance > 0,
         }
     }
 
@@ -114,6 +145,7 @@ impl Ledger {
             at,
             reserved,
             most: tokens,
+            counts: Arc::clone(&self.counts),
             end: End::Released,
         };
         if budget.is_some() {
@@ -227,6 +259,7 @@ pub struct Reservation {
     /// What stands in the book; nothing where there is no budget.
     reserved: u64,
     most: u64,
+    counts: Arc<TokenCounts>,
     end: End,
 }
 
@@ -239,6 +272,10 @@ impl Reservation {
     /// Puts what was used, of the model that answered, in the place of what was reserved. Written
     /// soon, without waiting.
     pub fn settle(mut self, model: &str, used: &Tokens) {
+        self.counts.input.add(used.input);
+        self.counts.output.add(used.output);
+        self.counts.cache_read.add(used.cache_read);
+        self.counts.cache_write.add(used.cache_write);
         self.end_with(|book, at| book.add(&at.0, model, used));
     }
 
@@ -266,6 +303,7 @@ impl Drop for Reservation {
             End::Released => self.end_with(|_, _| {}),
             End::Unsettled => {
                 let most = self.most;
+                self.counts.unsettled.add(most);
                 self.end_with(|book, at| book.add_unsettled(at, most));
             }
         }

@@ -17,6 +17,9 @@ use crate::session::Error;
 use crate::store::{RecordKey, RecordKind, RowKey};
 use crate::tenant;
 
+/// Why a record is not written for another process: what keeps it in memory here would not learn of it.
+const ELSEWHERE: &str = "such a record is changed by the process that has the store alone";
+
 impl Sessions {
     /// Serves a process whose store this one has taken over, until it ends. What it changes is
     /// written here; it learns what changes here.
@@ -147,6 +150,9 @@ impl Sessions {
         sealed: &str,
     ) -> Result<Outcome, String> {
         let key = RecordKey::parse(key).ok_or("the key cannot be read")?;
+        if key.kind != RecordKind::Tenant {
+            return Err(ELSEWHERE.to_owned());
+        }
         let unread = || "the record cannot be read".to_owned();
         let was = match was {
             Some(text) => Some(bytes(text).ok_or_else(unread)?),
@@ -162,7 +168,9 @@ impl Sessions {
     /// Deletes a record for another process, and ends what it stands for.
     async fn apply_record_end(&self, key: &str) -> Result<Outcome, String> {
         let key = RecordKey::parse(key).ok_or("the key cannot be read")?;
-        let RecordKind::Tenant = key.kind;
+        if key.kind != RecordKind::Tenant {
+            return Err(ELSEWHERE.to_owned());
+        }
         match self.delete_tenant(&TenantId::new(&key.name)).await {
             Ok(()) => Ok(Outcome::Done(true)),
             Err(Error::Tenant(tenant::Error::NotFound)) => Ok(Outcome::Done(false)),

@@ -11,6 +11,7 @@ mod doctor;
 mod doors;
 mod env;
 mod floods;
+mod gateway;
 mod lifecycle;
 mod listeners;
 mod rotation;

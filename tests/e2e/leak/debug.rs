@@ -11,12 +11,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use oshu_vault::app::Storage;
 use oshu_vault::audit::{Kind, Record, Sink};
+use oshu_vault::callout::Answer;
 use oshu_vault::cli::{SecretFlag, SecretFrom};
-use oshu_vault::config::{Config, FileContent, Flags, Seal, Source};
+use oshu_vault::config::{
+    Config, FileContent, Flags, Gateway, Payment, PaymentStripe, PaymentWorkos, Seal, Source,
+};
+use oshu_vault::gateway::UsageReader;
 use oshu_vault::host::HostPort;
 use oshu_vault::id::TenantId;
+use oshu_vault::identity::Presented;
 use oshu_vault::policy::{AddressRules, Catalogue, Scheme};
-use oshu_vault::records::Records;
+use oshu_vault::records::{Records, Replaced};
 use oshu_vault::seal::{KeyId, Keyring};
 use oshu_vault::sealed_token::{MARKER, Place, TokenId};
 use oshu_vault::secret::{Fingerprint, Secret};
@@ -205,6 +210,8 @@ async fn records(printed: &mut Printed, sessions: &Sessions, store: &Memory) {
     let put = records.put(&key, VALUE.as_bytes()).await;
     put.expect("a record");
     printed.add("Records", &**records);
+    let replaced = Replaced::Written(zeroize::Zeroizing::new(VALUE.into()));
+    printed.add("Replaced", &replaced);
     let found = records.load(RecordKind::Tenant).await;
     printed.add("Found", &found.expect("a record"));
     let rows = store.load_records(RecordKind::Tenant).await;
@@ -225,6 +232,46 @@ fn scrubs(printed: &mut Printed, view: &HostView) {
         &Scrubber::new(std::iter::once(other)).expect("long enough"),
     );
     printed.add("Record", &Record::begin(&Sink::discard(), Kind::Exchange));
+}
+
+/// What the gateway is set up with, and what passes through it.
+fn model_calls(printed: &mut Printed) -> (Gateway, Payment) {
+    let gateway = Gateway {
+        api_key: Some(secret()),
+        jwt_secret: Some(secret()),
+        jwt_secret_previous: Some(secret()),
+        ..Gateway::default()
+    };
+    printed.add("Gateway", &gateway);
+    let workos = PaymentWorkos {
+        api_key: Some(secret()),
+        ..PaymentWorkos::default()
+    };
+    printed.add("PaymentWorkos", &workos);
+    let stripe = PaymentStripe {
+        webhook_secret: Some(secret()),
+        webhook_secret_previous: Some(secret()),
+    };
+    printed.add("PaymentStripe", &stripe);
+    let shown = Presented::One(zeroize::Zeroizing::new(VALUE.to_owned()));
+    printed.add("Presented", &shown);
+    let head = format!("HTTP/1.1 200 OK\r\nX-Key: {VALUE}\r\n\r\n");
+    let head = parse_answer(Bytes::from(head)).expect("a head");
+    let answer = Answer {
+        status: 200,
+        fields: head.fields,
+        body: Bytes::from_static(VALUE.as_bytes()),
+    };
+    printed.add("Answer", &answer);
+    let mut reader = UsageReader::of_content_type(Some(b"text/event-stream"));
+    reader.read(format!("data: {VALUE}").as_bytes());
+    printed.add("UsageReader", &reader);
+    let payment = Payment {
+        workos,
+        stripe,
+        ..Payment::default()
+    };
+    (gateway, payment)
 }
 
 /// What comes from the operator and from the API.
@@ -250,10 +297,13 @@ fn outer(printed: &mut Printed) {
         ..Seal::default()
     };
     printed.add("Seal", &seal);
+    let (gateway, payment) = model_calls(printed);
     let config = Config {
         api_key: Some(secret()),
         admin_key: Some(secret()),
         seal,
+        gateway,
+        payment,
         ..Config::default()
     };
     printed.add("Config", &config);
@@ -306,17 +356,27 @@ const MAY_HOLD: [&str; 14] = [
     "Text",
 ];
 /// Those of them that are not in the table, and why.
-const NOT_PRINTED: [(&str, &str); 7] = [
+const NOT_PRINTED: [(&str, &str); 11] = [
     ("BodyKind", "names a form"),
-    ("Certificates", "holds what anybody may read"),
     ("EnvFormat", "names a form"),
+    ("EventError", "names a form"),
     ("HostPattern", "its form is that of a name"),
     ("LogFormat", "names a form"),
+    (
+        "Opened",
+        "is made of types of this table, which it derives its own from",
+    ),
+    ("Refused", "names a form"),
+    ("SignatureError", "names a form"),
     (
         "Target",
         "is made of types of this table, which it derives its own from",
     ),
     ("Upload", "holds a channel, not what goes through it"),
+    (
+        "Workos",
+        "is made of types of this table, which it derives its own from",
+    ),
 ];
 
 /// Finds the public types of the source with such a field.

@@ -1,0 +1,124 @@
+//! What the routes of `/api` beside the gateway share: their state, and bodies as they came.
+//!
+//! None of these routes takes a key of ours. What is not set up is not there. Called by the route
+//! table.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode};
+use http_body_util::BodyExt as _;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::relay::Relay;
+use super::vault::rfc3339;
+use crate::payment::Webhook;
+use crate::shutdown::Drain;
+use crate::web::TaggedFailure;
+
+/// How long a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the routes of `/api` beside the gateway need.
+#[derive(Clone)]
+pub struct OpenState {
+    pub(super) webhook: Option<Arc<Webhook>>,
+    pub(super) relay: Option<Arc<Relay>>,
+    pub(super) drain: Drain,
+}
+
+impl OpenState {
+    /// Starts with nothing set up.
+    pub fn new(drain: Drain) -> Self {
+        Self {
+            webhook: None,
+            relay: None,
+            drain,
+        }
+    }
+
+    /// Takes deliveries of Stripe's.
+    #[must_use]
+    pub fn with_webhook(mut self, webhook: Option<Arc<Webhook>>) -> Self {
+        self.webhook = webhook;
+        self
+    }
+
+    /// Relays OAuth tokens.
+    #[must_use]
+    pub fn with_relay(mut self, relay: Option<Arc<Relay>>) -> Self {
+        self.relay = relay;
+        self
+    }
+}
+
+impl fmt::Debug for OpenState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenState")
+            .field("webhook", &self.webhook.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    timestamp: String,
+}
+
+/// `GET /api/health`.
+pub(super) async fn health() -> Response {
+    let timestamp = rfc3339(SystemTime::now()).unwrap_or_default();
+    let status = "ok";
+    answer(StatusCode::OK, &Health { status, timestamp })
+}
+
+/// Answers with JSON that nobody keeps.
+pub(super) fn answer<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(CONTENT_TYPE, json);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Reads a body as it came, up to a bound. It may have a secret in it: it is overwritten.
+///
+/// # Errors
+/// [`TaggedFailure::Slow`] and [`TaggedFailure::TooLarge`].
+pub(super) async fn read(
+    body: Body,
+    limit_bytes: usize,
+) -> Result<Zeroizing<Vec<u8>>, TaggedFailure> {
+    let read = tokio::time::timeout(BODY_DEADLINE, collect(body, limit_bytes)).await;
+    read.map_err(|_elapsed| TaggedFailure::Slow)?
+}
+
+async fn collect(mut body: Body, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, TaggedFailure> {
+    let mut whole = Zeroizing::new(Vec::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_ended| TaggedFailure::Slow)?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > limit_bytes {
+            return Err(TaggedFailure::TooLarge);
+        }
+        if whole.len() + data.len() > whole.capacity() {
+            // A vector that grows by itself would leave its old memory as it is.
+            let room = (whole.len() + data.len()).max(2 * whole.len());
+            let mut larger = Zeroizing::new(Vec::with_capacity(room));
+            larger.extend_from_slice(&whole);
+            whole = larger;
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole)
+}

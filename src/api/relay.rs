@@ -1,0 +1,164 @@
+//! `POST /api/claude/v1/oauth/token`: OAuth tokens for pages whose browser may not ask for them.
+//!
+//! The body goes on as it came and the answer comes back as it is; nothing of either is logged or
+//! kept. Of the fields two travel each way. Any page may read the answer, since no cookie or other
+//! credential of a browser's counts here. Called by the route table.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use quick_cache::sync::Cache;
+
+use super::open::{OpenState, read};
+use crate::callout::{self, Answer, Callout, Limits};
+use crate::pace::Pace;
+use crate::upstream::Upstream;
+use crate::web::{Connection, TaggedFailure};
+
+/// The longest body, in bytes.
+const BODY_LIMIT_BYTES: usize = 64 * 1024;
+/// How long the endpoint has.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How many addresses' paces are kept; one that is forgotten starts anew.
+const PACES: usize = 10_000;
+
+/// The way to the endpoint.
+pub struct Relay {
+    callout: Callout,
+    per_minute: u32,
+    paces: Cache<IpAddr, Arc<Pace>>,
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("target", self.callout.target())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Relay {
+    /// Takes the URL of the endpoint, and how many requests of one address a minute it passes on.
+    ///
+    /// # Errors
+    /// [`callout::Error`] where the URL cannot be used.
+    pub fn new(
+        upstream: Arc<Upstream>,
+        url: &str,
+        per_minute: u32,
+    ) -> Result<Self, callout::Error> {
+        let limits = Limits {
+            deadline: DEADLINE,
+            ..Limits::default()
+        };
+        Ok(Self {
+            callout: Callout::new(upstream, url, limits)?,
+            per_minute,
+            paces: Cache::new(PACES),
+        })
+    }
+
+    async fn pass(&self, request: Request) -> Result<Response, TaggedFailure> {
+        let (parts, body) = request.into_parts();
+        if let Some(from) = parts.extensions.get::<Connection>() {
+            self.pace(from.peer.ip())?;
+        }
+        let body = read(body, BODY_LIMIT_BYTES).await?;
+        let kind = one(&parts.headers, &CONTENT_TYPE).unwrap_or("application/json");
+        let accept = one(&parts.headers, &ACCEPT).unwrap_or("application/json");
+        let asked = callout::Request {
+            method: "POST",
+            path: "",
+            fields: &[("accept", accept.as_bytes())],
+            body: Some((kind, &body)),
+        };
+        let answer = self.callout.call(&asked).await;
+        let answer = answer.map_err(|error| TaggedFailure::Upstream(error.into()))?;
+        if (300..=399).contains(&answer.status) {
+            return Err(TaggedFailure::Upstream("it redirects".into()));
+        }
+        Ok(passed(answer))
+    }
+
+    fn pace(&self, ip: IpAddr) -> Result<(), TaggedFailure> {
+        let limit = self.per_minute;
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(Pace::per_minute(limit)));
+        let Ok(pace) = self.paces.get_or_insert_with(&source(ip), fresh);
+        let held = pace.take(Instant::now());
+        held.map_err(|wait| TaggedFailure::TooFast(wait.as_secs() + 1))
+    }
+}
+
+/// Serves the route.
+pub(super) async fn token(State(state): State<OpenState>, request: Request) -> Response {
+    let Some(relay) = &state.relay else {
+        return TaggedFailure::NotFound.into_response();
+    };
+    let mut response = match *request.method() {
+        Method::OPTIONS => preflight(),
+        Method::POST => {
+            let passed = relay.pass(request).await;
+            passed.unwrap_or_else(IntoResponse::into_response)
+        }
+        _ => TaggedFailure::MethodNotAllowed("POST,OPTIONS").into_response(),
+    };
+    let any = HeaderValue::from_static("*");
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, any);
+    response
+}
+
+/// Answers a browser that asks whether a page may ask.
+fn preflight() -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS"),
+        (ACCESS_CONTROL_ALLOW_HEADERS, "content-type, accept"),
+        (ACCESS_CONTROL_MAX_AGE, "600"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Makes the answer: its status, its body, and what says how to read it.
+fn passed(answer: Answer) -> Response {
+    let mut headers = HeaderMap::new();
+    for name in [CONTENT_TYPE, RETRY_AFTER] {
+        let value = answer.fields.first(name.as_str());
+        if let Some(Ok(value)) = value.map(HeaderValue::from_bytes) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    (status, headers, answer.body).into_response()
+}
+
+/// Returns the value of a field that stands once.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(first)
+}
+
+/// Returns what one client can choose from: of IPv6 a whole /64.
+fn source(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        ip @ IpAddr::V4(_) => ip,
+    }
+}

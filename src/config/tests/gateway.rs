@@ -1,0 +1,171 @@
+//! Tests of the gateway's settings: its secrets come from one place each, are long enough, are never
+//! shown, and half a gateway is none.
+
+use super::*;
+
+const MODEL_KEY: (&str, &str) = ("OSHU_VAULT__GATEWAY__API_KEY", "canary-sk-ant-api03-key");
+const JWT: (&str, &str) = (
+    "OSHU_VAULT__GATEWAY__JWT_SECRET",
+    "canary-0123456789abcdef0123456789",
+);
+const PREVIOUS: (&str, &str) = (
+    "OSHU_VAULT__GATEWAY__JWT_SECRET_PREVIOUS",
+    "canary-1123456789abcdef0123456789",
+);
+
+fn load(variables: &[(&str, &str)], file: &str) -> Result<Config, Vec<String>> {
+    let all: Vec<_> = [KEY, HOME].iter().chain(variables).copied().collect();
+    let given = Given {
+        variables: &all,
+        file: Some(file),
+        ..Given::default()
+    };
+    given.load()
+}
+
+/// What the environment and the file say, and how the mistake is told.
+type Mistake<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+
+#[test]
+fn a_gateway_has_both_of_its_secrets() {
+    assert!(!load(&[], "").unwrap().gateway.is_on());
+    let file = "gateway.payment_url = 'https://pay.example.com/?a=b'\n\
+                gateway.free_allowance = 5\ngateway.monthly_budget = 7\n\
+                gateway.requests_per_minute = 9\ngateway.upstream = 'https://m.example/x'\n";
+    let config = load(&[MODEL_KEY, JWT, PREVIOUS], file).unwrap();
+    let gateway = &config.gateway;
+    assert!(gateway.is_on());
+    assert_eq!(gateway.upstream.as_str(), "https://m.example/x");
+    let limits = (
+        gateway.free_allowance,
+        gateway.monthly_budget,
+        gateway.requests_per_minute,
+    );
+    assert_eq!(limits, (Some(5), Some(7), Some(9)));
+    let printed = format!("{}{config:?}", config.redacted());
+    assert!(!printed.contains("canary"), "{printed}");
+    for name in ["api_key", "jwt_secret", "jwt_secret_previous"] {
+        let line = format!("# gateway.{name}: set (redacted)");
+        assert!(printed.contains(&line), "{printed}");
+    }
+    let none = load(&[], "gateway.free_allowance = 'none'").unwrap();
+    assert_eq!(none.gateway.free_allowance, None);
+}
+
+#[test]
+fn mistakes_of_the_gateway_are_told_by_name() {
+    let short = (JWT.0, "canary-0123456789abcdef01234567");
+    let cases: [Mistake<'_>; 9] = [
+        (
+            &[JWT],
+            "",
+            "gateway.api_key: is needed beside gateway.jwt_secret (not set)",
+        ),
+        (
+            &[MODEL_KEY],
+            "",
+            "gateway.jwt_secret: is needed beside gateway.api_key (not set)",
+        ),
+        (
+            &[PREVIOUS],
+            "",
+            "gateway.jwt_secret: is needed beside gateway.jwt_secret_previous (not set)",
+        ),
+        (
+            &[MODEL_KEY, short],
+            "",
+            "gateway.jwt_secret: expects at least 32 characters (from OSHU_VAULT__GATEWAY__JWT_SECRET)",
+        ),
+        (
+            &[MODEL_KEY, JWT],
+            "gateway.api_key_file = '/key'",
+            "gateway.api_key_file: is given beside gateway.api_key (from OSHU_VAULT__GATEWAY__API_KEY) (from /c.toml:1)",
+        ),
+        (
+            &[MODEL_KEY],
+            "gateway.jwt_secret_file = '/key'",
+            "gateway.jwt_secret_file: expects at least 32 characters (from /c.toml:1)",
+        ),
+        (
+            &[MODEL_KEY],
+            "gateway.jwt_secret_file = '/open'",
+            "gateway.jwt_secret_file: names a file that others than its owner may use: chmod 600 (from /c.toml:1)",
+        ),
+        (
+            &[],
+            "gateway.upstream = 'http://canary.example'",
+            "gateway.upstream: expects https://HOST[:PORT][/PATH], or the same with http for a loopback address, without user, query or escapes (from /c.toml:1)",
+        ),
+        (
+            &[],
+            "gateway.payment_url = 'javascript:canary'",
+            "gateway.payment_url: expects an http:// or https:// URL of at most 512 visible characters (from /c.toml:1)",
+        ),
+    ];
+    for (variables, file, expected) in cases {
+        assert_eq!(load(variables, file).unwrap_err(), [expected], "{file}");
+    }
+    // A file in place of the variable.
+    let config = load(&[JWT], "gateway.api_key_file = '/key'").unwrap();
+    assert_eq!(
+        config.gateway.api_key.unwrap().expose(),
+        b"canary-from-a-file"
+    );
+}
+
+#[test]
+fn only_who_is_asked_has_secrets() {
+    const WORKOS: (&str, &str) = (
+        "OSHU_VAULT__PAYMENT__WORKOS__API_KEY",
+        "canary-sk_workos_0123456789",
+    );
+    const STRIPE: (&str, &str) = (
+        "OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET",
+        "canary-whsec_0123456789",
+    );
+    const BEFORE: (&str, &str) = (
+        "OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET_PREVIOUS",
+        "canary-whsec_before_0123456789",
+    );
+    let workos = "payment.provider = 'workos'";
+    let config = load(&[WORKOS], workos).unwrap();
+    assert_eq!(config.payment.provider, PaymentProvider::Workos);
+    assert!(!format!("{config:?}{}", config.redacted()).contains("canary"));
+    let config = load(&[STRIPE, BEFORE], "").unwrap();
+    assert!(config.payment.stripe.webhook_secret_previous.is_some());
+    let cases: [Mistake<'_>; 6] = [
+        (
+            &[],
+            workos,
+            "payment.workos.api_key: is needed beside payment.provider = \"workos\" (not set)",
+        ),
+        (
+            &[WORKOS],
+            "",
+            "payment.workos.api_key: has no use without payment.provider = \"workos\" (from OSHU_VAULT__PAYMENT__WORKOS__API_KEY)",
+        ),
+        (
+            &[WORKOS, STRIPE],
+            workos,
+            "payment.stripe.webhook_secret: has no use without payment.provider = \"local\" (from OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET)",
+        ),
+        (
+            &[BEFORE],
+            "",
+            "payment.stripe.webhook_secret: is needed beside payment.stripe.webhook_secret_previous (not set)",
+        ),
+        (
+            &[],
+            "payment.provider = 'canary'",
+            "payment.provider: expects local or workos (from /c.toml:1)",
+        ),
+        (
+            &[],
+            "payment.workos.metadata_value = ''",
+            "payment.workos.metadata_value: expects 1 to 600 visible ASCII characters without blanks (from /c.toml:1)",
+        ),
+    ];
+    for (variables, file, expected) in cases {
+        assert_eq!(load(variables, file).unwrap_err(), [expected], "{file}");
+    }
+}

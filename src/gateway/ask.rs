@@ -1,0 +1,211 @@
+//! What a caller asks of the model: its body, read whole, and the most tokens that it may use.
+//!
+//! The body is passed on byte for byte. Of its fields two are read, the model and the most tokens of
+//! the answer, and both must stand once: a reader further in might take the other. Everything else
+//! is the model provider's matter. Called after it is known who pays.
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http_body_util::BodyExt as _;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::web::ModelFailure;
+
+/// The longest body, in bytes: what the model provider takes.
+const BODY_LIMIT_BYTES: usize = 32 * 1024 * 1024;
+/// How long a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_mins(5);
+
+/// What is asked.
+pub(super) struct Ask {
+    /// The body, as it came.
+    pub(super) body: Bytes,
+    /// The model that is asked for.
+    pub(super) model: String,
+    /// The most tokens that the request may use: those of its answer, and one for each byte of its
+    /// own, of which no token has less.
+    pub(super) most: u64,
+}
+
+impl fmt::Debug for Ask {
+    /// Shows sizes: the body is the caller's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ask")
+            .field("body_bytes", &self.body.len())
+            .field("most", &self.most)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ask {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`ModelFailure::BadRequest`], [`ModelFailure::TooLarge`] and [`ModelFailure::Slow`].
+    pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Self, ModelFailure> {
+        let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+        if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            let text = "the body must be JSON without a content coding";
+            return Err(ModelFailure::BadRequest(text));
+        }
+        let announced = headers.get(CONTENT_LENGTH);
+        let announced = announced.and_then(|value| value.to_str().ok()?.parse().ok());
+        let announced = announced.unwrap_or(0);
+        if announced > BODY_LIMIT_BYTES {
+            return Err(ModelFailure::TooLarge);
+        }
+        let read = tokio::time::timeout(BODY_DEADLINE, collect(body, announced)).await;
+        let body = read.map_err(|_elapsed| ModelFailure::Slow)??;
+        Self::of(body)
+    }
+
+    fn of(body: Bytes) -> Result<Self, ModelFailure> {
+        let read = serde_json::from_slice::<Fields>(&body).map_err(|_odd| {
+            ModelFailure::BadRequest(
+                "the body must be a JSON object in which model, a text, and max_tokens, a whole \
+                 number, stand at most once",
+            )
+        })?;
+        let own = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        Ok(Self {
+            body,
+            model: read.model.unwrap_or_default(),
+            most: own.saturating_add(read.max_tokens.unwrap_or_default()),
+        })
+    }
+}
+
+async fn collect(mut body: Body, announced: usize) -> Result<Bytes, ModelFailure> {
+    // What is announced is not believed beyond a first step.
+    let mut whole = Vec::with_capacity(announced.min(128 * 1024));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_ended| ModelFailure::Slow)?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > BODY_LIMIT_BYTES {
+            return Err(ModelFailure::TooLarge);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.into())
+}
+
+/// The fields that are read.
+#[derive(Default)]
+struct Fields {
+    model: Option<String>,
+    max_tokens: Option<u64>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        use serde::de::Error as _;
+        let mut fields = Fields::default();
+        let (mut model, mut most) = (false, false);
+        while let Some(name) = map.next_key::<String>()? {
+            let again = match name.as_str() {
+                "model" => std::mem::replace(&mut model, true),
+                "max_tokens" => std::mem::replace(&mut most, true),
+                _ => false,
+            };
+            if again {
+                return Err(A::Error::custom("a field stands twice"));
+            }
+            match name.as_str() {
+                "model" => fields.model = map.next_value()?,
+                "max_tokens" => fields.max_tokens = map.next_value()?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(text: &str) -> Result<Ask, ModelFailure> {
+        Ask::of(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn the_most_is_that_of_both_directions() {
+        for (body, model, output) in [
+            (r#"{"model":"m","max_tokens":5}"#, "m", 5),
+            (r#"{"max_tokens":64000,"model":"m","x":[{}]}"#, "m", 64_000),
+            (r#"{"messages":[{"role":"system","model":"n"}]}"#, "", 0),
+            (r#"{"model":null,"max_tokens":null}"#, "", 0),
+            (r#"{"m\u006fdel":"m"}"#, "m", 0),
+            // Half a character is the model provider's matter.
+            (r#"{"model":"m","x":"\ud83d"}"#, "m", 0),
+        ] {
+            let ask = ask(body).unwrap();
+            assert_eq!(ask.model, model, "{body}");
+            assert_eq!(ask.most, output + body.len() as u64, "{body}");
+            assert_eq!(ask.body, body.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_hides_the_most_is_refused() {
+        for body in [
+            "",
+            "[]",
+            "1",
+            "{",
+            r#"{"max_tokens":1,"max_tokens":64000}"#,
+            r#"{"max_tokens":1,"max\u005ftokens":64000}"#,
+            r#"{"model":"a","model":"b"}"#,
+            r#"{"max_tokens":1.5}"#,
+            r#"{"max_tokens":-1}"#,
+            r#"{"max_tokens":"5"}"#,
+            r#"{"model":1}"#,
+            r#"{"max_tokens":1}{"max_tokens":2}"#,
+        ] {
+            let refused = ask(body);
+            assert!(
+                matches!(refused, Err(ModelFailure::BadRequest(_))),
+                "{body}: {refused:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_bounded_and_in_the_clear() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
+        let refused = Ask::read(&headers, Body::from("{}")).await;
+        assert!(matches!(refused, Err(ModelFailure::BadRequest(_))));
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_LENGTH, "33554433".parse().unwrap());
+        let refused = Ask::read(&headers, Body::from("{}")).await;
+        assert!(matches!(refused, Err(ModelFailure::TooLarge)));
+        let long = vec![b' '; BODY_LIMIT_BYTES + 1];
+        let refused = Ask::read(&HeaderMap::new(), Body::from(long)).await;
+        assert!(matches!(refused, Err(ModelFailure::TooLarge)));
+    }
+}

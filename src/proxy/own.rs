@@ -1,0 +1,220 @@
+//! Our own public address, asked for through the proxy: served here, never dialled.
+//!
+//! A workload that sends everything through the proxy reaches the gateway too. A tunnel there is open
+//! to every known session, whatever its policy, ends in TLS under our root or in none, and carries
+//! requests to the service that `app` gives for this door alone. Tokens are swapped as for any
+//! other host where the session's policy allows this one. Called by both doors.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::timeout;
+
+use super::connect::allowed;
+use super::detect::{Protocol, detect};
+use super::exchange::path_of;
+use super::local::LocalServer;
+use super::reject::{self, Refusal};
+use super::{After, Proxy, probe};
+use crate::audit::{Decision, Handed, Kind, Record};
+use crate::host::HostPort;
+use crate::policy::Scheme;
+use crate::serve::Peer;
+use crate::session::{SessionHandle, TunnelGuard};
+use crate::wire::{Connection, ReadError, RequestHead, parse_request_within};
+
+/// What an exchange here is about.
+pub(super) struct Visit<'a> {
+    pub(super) server: &'a LocalServer,
+    pub(super) handle: &'a Arc<SessionHandle>,
+    pub(super) target: &'a HostPort,
+    pub(super) scheme: Scheme,
+    pub(super) peer: Peer,
+}
+
+impl Proxy {
+    /// Returns who serves our own public address to workloads, where that is what is asked for.
+    pub(super) fn own_service(&self, target: &HostPort) -> Option<&LocalServer> {
+        let is_own = self.own.as_ref() == Some(target);
+        self.inner.as_ref().filter(|_| is_own)
+    }
+}
+
+/// Serves a tunnel to its end.
+pub(super) async fn run(
+    proxy: &Arc<Proxy>,
+    server: &LocalServer,
+    down: Connection,
+    guard: &TunnelGuard,
+    (target, peer): (&HostPort, &Peer),
+    mut record: Record,
+) {
+    tokio::select! {
+        biased;
+        () = guard.cut() => record.decision(Decision::Aborted, "session_cut"),
+        ended = serve(proxy, server, down, guard, (target, peer)) => match ended {
+            Ok(()) => allowed(&mut record),
+            Err((decision, reason)) => record.decision(decision, reason),
+        },
+    }
+}
+
+async fn serve(
+    proxy: &Arc<Proxy>,
+    server: &LocalServer,
+    mut down: Connection,
+    guard: &TunnelGuard,
+    (target, peer): (&HostPort, &Peer),
+) -> Result<(), (Decision, &'static str)> {
+    let limits = proxy.config;
+    if !down.wait_input(limits.first_byte_timeout).await {
+        return Err((Decision::Aborted, "no_first_byte"));
+    }
+    let mut peer = peer.clone();
+    let first = down.input.first();
+    let scheme = match first.map_or(Protocol::Unknown, |first| detect(*first)) {
+        Protocol::Http => Scheme::Http,
+        Protocol::Unknown => return Err((Decision::Denied, "unknown_protocol")),
+        Protocol::Tls => {
+            let shaken = probe::accept(proxy, down, target);
+            down = match timeout(limits.handshake_timeout, shaken).await {
+                Err(_elapsed) => return Err((Decision::Aborted, "handshake_timeout")),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a workload's TLS handshake with us failed");
+                    return Err((Decision::Aborted, "handshake_failed"));
+                }
+                Ok(Ok(down)) => down,
+            };
+            peer.tls = true;
+            Scheme::Https
+        }
+    };
+    let visit = Visit {
+        server,
+        handle: guard.handle(),
+        target,
+        scheme,
+        peer,
+    };
+    let mut down = down.with_head_limit(limits.head.bytes);
+    let mut wait = limits.first_byte_timeout;
+    loop {
+        let block = tokio::select! {
+            biased;
+            block = down.read_head(wait, limits.head_timeout) => block,
+            () = proxy.drain.draining() => break,
+        };
+        let parsed = block.map(|block| parse_request_within(block, &limits.head));
+        let after = match parsed {
+            Ok(Ok(head)) => exchange(proxy, &visit, &mut down, head).await,
+            Ok(Err(error)) | Err(ReadError::Malformed(error)) => {
+                let refusal = Refusal::from(error);
+                refuse(&mut down, &refusal, begin(proxy, &visit)).await
+            }
+            Err(_gone) => break,
+        };
+        match after {
+            After::KeepAlive => wait = limits.idle_timeout,
+            After::Close => {
+                down.linger(limits.linger_timeout).await;
+                break;
+            }
+            After::Gone => break,
+        }
+    }
+    Ok(())
+}
+
+/// Serves one request. Its record is handed on to the service, so that there is one.
+pub(super) async fn exchange(
+    proxy: &Proxy,
+    visit: &Visit<'_>,
+    down: &mut Connection,
+    mut head: RequestHead,
+) -> After {
+    let mut record = begin(proxy, visit);
+    record.request(head.method_text(), path_of(head.target_text()));
+    if let Err(refusal) = admit(proxy, visit, &mut head, &mut record) {
+        return refuse(down, &refusal, record).await;
+    }
+    let _in_flight = visit.handle.exchange();
+    let handed = Handed::new(record);
+    let after = visit
+        .server
+        .answer_for(down, head, &visit.peer, Some(handed.clone()))
+        .await;
+    if let Some(mut record) = handed.take() {
+        record.status(403);
+        record.decision(Decision::Denied, "own_address");
+    }
+    after
+}
+
+fn admit(
+    proxy: &Proxy,
+    visit: &Visit<'_>,
+    head: &mut RequestHead,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    if visit.handle.is_over() {
+        return Err(Refusal::session_over());
+    }
+    record.admit()?;
+    let mut hosts = head.fields.all("host");
+    let default = match visit.scheme {
+        Scheme::Http => 80,
+        Scheme::Https => 443,
+    };
+    let one = hosts.next().filter(|_| hosts.next().is_none());
+    let one = one.and_then(|host| std::str::from_utf8(host).ok());
+    let named = one.map(|host| HostPort::parse_or(host, default));
+    match named {
+        Some(Ok(host)) if host == *visit.target => {}
+        Some(Ok(_)) => {
+            let message = "the request names another authority than the tunnel";
+            return Err(Refusal::client(421, "another_authority", message));
+        }
+        _ => {
+            let message = "Host is missing, malformed or repeated";
+            return Err(Refusal::client(400, "bad_host", message));
+        }
+    }
+    if head.target().first() != Some(&b'/') {
+        let message = "the request target is not a path";
+        return Err(Refusal::client(400, "bad_target", message));
+    }
+    drop(hosts);
+    // A policy that does not allow us gives no secret to us.
+    if let Ok(view) = visit.handle.host_view(visit.target, visit.scheme) {
+        let swapped = proxy.swapper.swap_request(head, &*view).map_err(|_limit| {
+            let message = "the head has too many sealed tokens";
+            Refusal::client(431, "too_many_tokens", message)
+        })?;
+        if swapped.count > 0 || swapped.left > 0 {
+            record.swapped(&swapped.names, swapped.left);
+            let counters = visit.handle.counters();
+            let count = u64::from(swapped.count);
+            counters.swapped.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+fn begin(proxy: &Proxy, visit: &Visit<'_>) -> Record {
+    let mut record = Record::begin(&proxy.audit, Kind::Exchange);
+    record.tenant(visit.handle.tenant());
+    record.session(visit.handle.id());
+    record.target(visit.target);
+    record.peer(visit.peer.address);
+    record
+}
+
+async fn refuse(down: &mut Connection, refusal: &Refusal, mut record: Record) -> After {
+    record.status(refusal.status);
+    record.decision(refusal.decision(), refusal.code);
+    drop(record);
+    match reject::send(down, refusal, false).await {
+        Ok(()) => After::Close,
+        Err(_gone) => After::Gone,
+    }
+}

@@ -1,0 +1,160 @@
+//! The gateway of the program itself: set up by variables, its JWTs and accounts by verbs, and its
+//! books over a kill.
+
+use std::sync::Arc;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::{Home, Server, dial, exchange};
+use crate::support::{Answer, Origin, contains};
+
+const ADMIN: (&str, &str) = ("OSHU_VAULT_ADMIN_KEY", "the-operator-s-own-key-0123456789");
+const MODEL_KEY: (&str, &str) = (
+    "OSHU_VAULT__GATEWAY__API_KEY",
+    "sk-ant-api03-CANARY-operator-0123456789",
+);
+const JWT: (&str, &str) = (
+    "OSHU_VAULT__GATEWAY__JWT_SECRET",
+    "jwt-secret-0123456789abcdef0123456789",
+);
+const BODY: &str = r#"{"model":"m","max_tokens":8}"#;
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 65\r\n\r\n\
+    {\"model\":\"claude-x\",\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}";
+
+/// Starts a server with a gateway in front of a provider in the clear, on loopback.
+async fn serve(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server {
+    let line = [
+        "serve",
+        "--dev",
+        "--listen=127.0.0.1:0",
+        "--tls-listen=127.0.0.1:0",
+        "--admin-listen=127.0.0.1:0",
+    ];
+    let url = format!("http://{}", provider.addr());
+    let variables = [
+        ADMIN,
+        MODEL_KEY,
+        JWT,
+        ("OSHU_VAULT__GATEWAY__UPSTREAM", url.as_str()),
+    ];
+    home.serve(&line, &[&variables, more].concat()).await
+}
+
+/// Mints a JWT by the verb.
+async fn mint(home: &Home) -> String {
+    let line = ["token", "mint", "--user-id", "583231", "--sandbox", "box-1"];
+    let ended = home.run_with(&line, &[JWT], "").await.expect(0);
+    let token = ended
+        .stdout
+        .strip_suffix('\n')
+        .expect("one line")
+        .to_owned();
+    assert_eq!(token.split('.').count(), 3, "{token}");
+    token
+}
+
+/// Asks about accounts by the verb.
+async fn accounts(home: &Home, server: &Server, words: &[&str]) -> Value {
+    let url = server.url();
+    let line = [&["accounts"], words, &["--server", &url]].concat();
+    home.run_with(&line, &[ADMIN], "").await.expect(0).json()
+}
+
+fn raw(jwt: &str) -> String {
+    format!(
+        "POST /api/claude-gateway/v1/messages HTTP/1.1\r\nHost: g\r\nx-api-key: {jwt}\r\n\
+         Content-Length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    )
+}
+
+async fn message(server: &Server, jwt: &str) -> Answer {
+    exchange(server.plain(), raw(jwt)).await
+}
+
+#[tokio::test]
+async fn verbs_mint_and_pay_and_a_restart_keeps_it() {
+    let (home, provider) = (Home::new(), Origin::builder().plain().answer(OK).await);
+    let server = serve(&home, &provider, &[]).await;
+    let jwt = mint(&home).await;
+    assert_eq!(message(&server, &jwt).await.status, 402);
+    let set = accounts(&home, &server, &["set", "583231", "--paid", "true"]).await;
+    assert_eq!(
+        (&set["account_id"], &set["paid"]),
+        (&json!("583231"), &json!(true))
+    );
+    let answer = message(&server, &jwt).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let (code, _, log) = server.end(Signal::TERM).await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains(&jwt) && !log.contains(MODEL_KEY.1), "{log}");
+
+    let server = serve(&home, &provider, &[]).await;
+    let list = accounts(&home, &server, &["list"]).await;
+    assert_eq!(list["accounts"][0]["account_id"], "583231");
+    let usage = accounts(&home, &server, &["usage", "583231"]).await;
+    assert_eq!(usage["counted_tokens"], 7, "{usage}");
+    let shown = accounts(&home, &server, &["show", "583231"]).await;
+    assert_eq!(shown["granted"], true);
+    assert_eq!(message(&server, &jwt).await.status, 200);
+    assert!(contains(&provider.bytes(), MODEL_KEY.1));
+    assert!(!contains(&provider.bytes(), &jwt));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_minted_jwt_ends_when_it_is_told_to_and_needs_the_secret() {
+    let home = Home::new();
+    let line = ["token", "mint", "--user-id", "1", "--sandbox", "b"];
+    let ended = home.run(&line).await;
+    ended.complains(64, &["gateway.jwt_secret"]);
+    let file = home.write("secret", "jwt-secret-0123456789abcdef0123456789\n");
+    let config = home.write("c.toml", format!("gateway.jwt_secret_file = '{file}'"));
+    let line = [&line[..], &["--ttl", "60", "--config", &config]].concat();
+    let token = home.run(&line).await.expect(0).stdout;
+    let claims = token.split('.').nth(1).expect("claims");
+    let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes());
+    let claims: Value = serde_json::from_slice(&claims.expect("base64url")).expect("JSON");
+    let life = claims["exp"].as_u64().zip(claims["iat"].as_u64());
+    assert_eq!(life.map(|(ends, begins)| ends - begins), Some(60));
+    assert_eq!(claims["iss"], "yolocode-api");
+}
+
+#[tokio::test]
+async fn case_84_a_kill_between_reserving_and_settling_counts_the_whole() {
+    const MOST: u64 = BODY.len() as u64 + 8;
+    let (home, go) = (Home::new(), Arc::new(Semaphore::new(0)));
+    let held = Arc::clone(&go);
+    let provider = Origin::builder().plain().script(move |_request, conn| {
+        let go = Arc::clone(&held);
+        async move {
+            let _leave = go.acquire().await;
+            conn.send(OK).await;
+        }
+    });
+    let provider = provider.await;
+    let budget = MOST.to_string();
+    let more = [("OSHU_VAULT__GATEWAY__MONTHLY_BUDGET", budget.as_str())];
+    let server = serve(&home, &provider, &more).await;
+    let jwt = mint(&home).await;
+    accounts(&home, &server, &["set", "583231", "--paid", "true"]).await;
+    let mut conn = dial(server.plain()).await;
+    conn.send(raw(&jwt)).await;
+    provider
+        .wait("the message", |all| contains(&all.concat(), BODY))
+        .await;
+    server.end(Signal::KILL).await;
+    go.add_permits(1000);
+
+    let server = serve(&home, &provider, &more).await;
+    let usage = accounts(&home, &server, &["usage", "583231"]).await;
+    assert_eq!(usage["counted_tokens"], MOST, "{usage}");
+    assert_eq!(usage["usage"][0]["unsettled_tokens"], MOST);
+    assert_eq!(usage["usage"][0]["reserved_tokens"], 0);
+    let answer = message(&server, &jwt).await;
+    assert_eq!(answer.status, 429, "{}", answer.text());
+    assert_eq!(answer.header("x-should-retry"), Some("false"));
+    server.stop().await;
+}

@@ -1,0 +1,208 @@
+//! The gateway through the proxy: our own public address is served in process and never dialled.
+
+use oshu_vault::config::PublicUrl;
+use oshu_vault_sdk::{CreateSession, SecretSpec};
+use serde_json::json;
+
+use crate::support::clients::{claude, client, run};
+use crate::support::{ANSWER, Anthropic, Origin, VaultBuilder, contains};
+
+use super::{ACCOUNT, BODY, MODEL_KEY, Stage, jwt};
+
+const OWN: &str = "vault.example.com";
+
+/// Sets the stage behind a public URL, whose name leads to somebody who must get nothing.
+async fn stage(url: &str) -> (Stage, Origin) {
+    let other = Origin::echo_ok().await;
+    let address = other.addr();
+    let provider = Anthropic::start().await.into_origin();
+    let stage = Stage::built(provider, |vault: VaultBuilder| {
+        vault.resolve(OWN, address).config(|config| {
+            config.proxy.public_url = PublicUrl::parse(url);
+        })
+    });
+    let stage = stage.await;
+    stage.pay(ACCOUNT, true).await;
+    (stage, other)
+}
+
+fn raw(target: &str, line: &str) -> String {
+    format!(
+        "POST {target} HTTP/1.1\r\nHost: {OWN}\r\n{line}Content-Length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    )
+}
+
+#[tokio::test]
+async fn a_tunnel_to_ourselves_reaches_the_gateway_alone() {
+    let (stage, other) = stage("https://vault.example.com").await;
+    // A policy without us is enough: the JWT is what lets in.
+    let session = CreateSession::new().allowed_egress(["good.example.com"]);
+    let session = stage.vault.session(&session).await;
+    let workload = stage.vault.workload(&session);
+    let line = format!("Authorization: Bearer {}\r\n", jwt(ACCOUNT));
+    let mut conn = workload.connect("vault.example.com:443").await;
+    for _ in 0..2 {
+        conn.send(raw("/api/claude-gateway/v1/messages", &line))
+            .await;
+        let answer = conn.answer().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["content"][0]["text"], ANSWER);
+    }
+    let text = String::from_utf8(stage.provider.bytes()).expect("text");
+    assert_eq!(text.matches(MODEL_KEY).count(), 2, "{text}");
+    assert!(!text.contains("eyJ"), "{text}");
+    // One record for each, the proxy's, which also says who paid.
+    let lines = stage.vault.audit_log().wait("the records", |lines| {
+        lines
+            .iter()
+            .filter(|line| line["account"] == ACCOUNT)
+            .count()
+            == 2
+    });
+    let lines = lines.await;
+    let exchanges: Vec<_> = lines
+        .iter()
+        .filter(|line| line["event"] == "exchange")
+        .collect();
+    assert_eq!(exchanges.len(), 2, "{exchanges:?}");
+    for line in exchanges {
+        assert_eq!(line["session"], json!(session.session_id));
+        assert_eq!(
+            (&line["host"], &line["reason"]),
+            (&json!(OWN), &json!("ok"))
+        );
+        assert_eq!(line["sandbox"], "box-1");
+    }
+    for path in [
+        "/v1/sessions",
+        "/v1/ca.pem",
+        "/healthz",
+        "/api/health",
+        "/api/webhooks/stripe",
+        "/api/claude-gateway",
+        "/",
+    ] {
+        let mut conn = workload.connect("vault.example.com:443").await;
+        conn.send(raw(path, &line)).await;
+        assert_eq!(conn.answer().await.status, 403, "{path}");
+    }
+    let mut conn = workload.connect("vault.example.com:443").await;
+    let another = raw("/api/claude-gateway/v1/messages", &line).replace(OWN, "evil.example.net");
+    conn.send(another).await;
+    assert_eq!(conn.answer().await.status, 421);
+    assert_eq!(workload.refused("vault.example.com:8443").await.status, 403);
+    other.expect_nothing("our own name");
+}
+
+#[tokio::test]
+async fn a_jwt_may_be_a_sealed_token() {
+    let (stage, other) = stage("https://vault.example.com").await;
+    let jwt = jwt(ACCOUNT);
+    let spec = SecretSpec::new(jwt.as_str()).hosts([OWN]);
+    let session = CreateSession::new()
+        .secret("GATEWAY_JWT", spec)
+        .allowed_egress([OWN, "good.example.com"]);
+    let session = stage.vault.session(&session).await;
+    let sealed = &session.sealed_secrets["GATEWAY_JWT"];
+    let line = format!("Authorization: Bearer {sealed}\r\n");
+    let workload = stage.vault.workload(&session);
+    let mut conn = workload.connect("vault.example.com:443").await;
+    conn.send(raw("/api/claude-gateway/v1/messages", &line))
+        .await;
+    let answer = conn.answer().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let lines = stage.vault.audit_log().wait("the record", |lines| {
+        lines.iter().any(|line| line["account"] == ACCOUNT)
+    });
+    let lines = lines.await;
+    let line = lines.iter().find(|line| line["account"] == ACCOUNT);
+    assert_eq!(line.expect("it")["swapped"], json!(["GATEWAY_JWT"]));
+    assert!(!contains(format!("{lines:?}").as_bytes(), &jwt));
+    let bytes = stage.provider.bytes();
+    assert!(!contains(&bytes, &jwt) && !contains(&bytes, sealed));
+    // Another session's policy gives it nothing: the token is text to it.
+    let another = CreateSession::new().allowed_egress([OWN]);
+    let another = stage.vault.session(&another).await;
+    let line = format!("Authorization: Bearer {sealed}\r\n");
+    let mut conn = stage
+        .vault
+        .workload(&another)
+        .connect("vault.example.com:443")
+        .await;
+    conn.send(raw("/api/claude-gateway/v1/messages", &line))
+        .await;
+    assert_eq!(conn.answer().await.status, 401);
+    other.expect_nothing("our own name");
+}
+
+#[tokio::test]
+async fn in_the_clear_it_is_served_as_well_where_that_is_our_address() {
+    let (stage, other) = stage("http://vault.example.com").await;
+    let session = stage.vault.session(&CreateSession::new()).await;
+    let workload = stage.vault.workload(&session);
+    let line = format!(
+        "{}x-api-key: {}\r\n",
+        workload.authorization(),
+        jwt(ACCOUNT)
+    );
+    let mut conn = workload.plain().await;
+    let target = format!("http://{OWN}/api/claude-gateway/v1/messages");
+    conn.send(raw(&target, &line)).await;
+    let answer = conn.answer().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    conn.send(raw(&format!("http://{OWN}/v1/sessions"), &line))
+        .await;
+    assert_eq!(conn.answer().await.status, 403);
+    // And in a tunnel that carries no TLS.
+    let mut conn = workload.tunnel("vault.example.com:80").await;
+    let line = format!("x-api-key: {}\r\n", jwt(ACCOUNT));
+    conn.send(raw("/api/claude-gateway/v1/messages", &line))
+        .await;
+    assert_eq!(conn.answer().await.status, 200);
+    let bytes = stage.provider.bytes();
+    assert!(!contains(&bytes, "proxy-authorization") && !contains(&bytes, &session.token));
+    other.expect_nothing("our own name");
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_without_a_session_or_after_it() {
+    let (stage, _other) = stage("https://vault.example.com").await;
+    let session = stage.vault.session(&CreateSession::new()).await;
+    let workload = stage.vault.workload(&session);
+    let mut open = workload.connect("vault.example.com:443").await;
+    let id = &session.session_id;
+    stage.vault.sdk().delete_session(id).await.expect("deleted");
+    // The tunnel was cut, and there is no other.
+    open.expect_end().await;
+    let mut conn = workload.plain().await;
+    let answer = workload.ask(&mut conn, "vault.example.com:443").await;
+    assert_eq!(answer.status, 407);
+}
+
+#[tokio::test]
+async fn claude_code_with_a_proxy_and_a_base_url_works() {
+    let Some(claude) = claude() else { return };
+    let (stage, other) = stage("https://vault.example.com").await;
+    let session = stage.vault.session(&CreateSession::new()).await;
+    let home = tempfile::tempdir().expect("a home");
+    let ca = home.path().join("ca.pem");
+    std::fs::write(&ca, stage.vault.ca_pem()).expect("a file");
+    let mut command = client(&claude, home.path());
+    command
+        .env("HTTPS_PROXY", stage.vault.proxy_url(&session))
+        .env("NODE_EXTRA_CA_CERTS", &ca)
+        .env(
+            "ANTHROPIC_BASE_URL",
+            format!("https://{OWN}/api/claude-gateway"),
+        )
+        .env("ANTHROPIC_AUTH_TOKEN", jwt(ACCOUNT))
+        .env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
+        .args(["-p", "say hello"]);
+    let said = run("claude", &mut command).await;
+    said.expect_success("claude");
+    assert_eq!(said.stdout.trim(), ANSWER);
+    let text = String::from_utf8_lossy(&stage.provider.bytes()).into_owned();
+    assert!(text.contains(MODEL_KEY) && !text.contains("eyJ"));
+    other.expect_nothing("our own name");
+}
