@@ -29,6 +29,7 @@ absent_packages() {
   has node || echo nodejs
   has npm || echo npm
   has javac || echo default-jdk-headless
+  has redis-server || echo redis-server
   [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 

@@ -45,12 +45,14 @@ pub(super) async fn events(
     if state.drain.is_draining() {
         return Err(Failure::Draining);
     }
-    let find = || state.sessions.find(caller.tenant().id(), &id);
-    find().ok_or(Failure::NotFound)?;
-    let records = state.sessions.audit().subscribe(caller.tenant().id(), &id);
+    let tenant = caller.tenant().id().clone();
+    let found = state.sessions.seek(&tenant, &id).await?;
+    found.ok_or(Failure::NotFound)?;
+    let records = state.sessions.audit().subscribe(&tenant, &id);
     let records = records.map_err(|_many| Failure::TooManyReaders)?;
     // Looked for again: its last record may have come before this read along.
-    let handle = find().ok_or(Failure::NotFound)?;
+    let handle = state.sessions.find(&tenant, &id);
+    let handle = handle.ok_or(Failure::NotFound)?;
     let reader = Reader {
         records,
         caller,

@@ -204,7 +204,8 @@ pub(super) async fn show(
 ) -> Result<Response, Failure> {
     let handle = state
         .sessions
-        .find(caller.tenant().id(), &id)
+        .seek(caller.tenant().id(), &id)
+        .await?
         .ok_or(Failure::NotFound)?;
     json(StatusCode::OK, &describe(&handle)?)
 }

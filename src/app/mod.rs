@@ -40,14 +40,15 @@ use crate::secret::Fingerprint;
 use crate::serve::{self, Handler, Peer, Throttle};
 use crate::session::{self, Loaded, Sessions};
 use crate::shutdown::Drain;
-use crate::store::{self, Memory, Store};
+use crate::store::{self, Memory, RecordKey, Store};
 use crate::swap::Swapper;
 use crate::telemetry::Histogram;
 use crate::tenant::{self, Tenants};
 use crate::upstream::{self, Upstream};
-use crate::web::{ApiKeys, Connection};
+use crate::web::{ApiKeys, Connection, Failure};
 
 pub use self::handover::{Error as HandoverError, Handover, Hello, Inherited, Predecessor};
+pub use self::settings::roots;
 
 /// The tenant of the configured API key, which always stands.
 pub const TENANT: &str = "default";
@@ -185,7 +186,7 @@ pub struct App {
     drain_timeout: Duration,
     handover_timeout: Duration,
     handover: Arc<Handover>,
-    sweepers: [JoinHandle<()>; 2],
+    sweepers: [JoinHandle<()>; 3],
 }
 
 impl App {
@@ -226,7 +227,7 @@ impl App {
         let limits = proxy_config(config);
         let state = ApiState::new(
             Arc::clone(&sessions),
-            api_keys(config, Arc::clone(sessions.tenants()), &throttle),
+            api_keys(config, &sessions, &throttle),
             api::Certificates::of(&authority),
             addresses(config, &listening),
             drain.clone(),
@@ -398,9 +399,11 @@ fn own_address(config: &Config) -> Option<HostPort> {
 }
 
 /// Gathers who may call the API.
-fn api_keys(config: &Config, tenants: Arc<Tenants>, throttle: &Arc<Throttle>) -> ApiKeys {
+fn api_keys(config: &Config, sessions: &Arc<Sessions>, throttle: &Arc<Throttle>) -> ApiKeys {
     let admin = config.admin_key.as_ref();
-    ApiKeys::new(tenants)
+    let known = Arc::clone(sessions);
+    ApiKeys::new(Arc::clone(sessions.tenants()))
+        .with_known(move || known.knows().map_err(Failure::StoreDown))
         .with_admin(admin.map(|key| Fingerprint::of(key.expose())))
         .with_throttle(Arc::clone(throttle))
 }
@@ -421,6 +424,7 @@ fn live(
         audit.clone(),
     );
     let tenants = tenants(config, &sessions, api_key);
+    let sessions = sessions.with_max_stale(config.shared.max_stale);
     let sessions = sessions.with_quotas(quotas(config));
     (store, Arc::new(sessions.with_tenants(tenants)))
 }
@@ -461,8 +465,16 @@ async fn take_over(sessions: &Arc<Sessions>, may_go_back: bool) -> Result<(), Er
     Ok(())
 }
 
-/// Starts what is done once a second: cuts in one task, so that a slow store delays none.
-fn sweepers(sessions: &Arc<Sessions>) -> [JoinHandle<()>; 2] {
+/// Starts what is done once a second: cuts in one task, so that a slow store delays none. A third task
+/// follows what other nodes do.
+fn sweepers(sessions: &Arc<Sessions>) -> [JoinHandle<()>; 3] {
+    let follower = Arc::clone(sessions);
+    let following = async move {
+        let tenants = Arc::clone(follower.tenants());
+        follower
+            .follow(&move |record| Box::pin(take_in(Arc::clone(&tenants), record)))
+            .await;
+    };
     let (cutting, settling) = (Arc::clone(sessions), Arc::clone(sessions));
     // Not at once: a process that handed over tells first what it has used.
     let first = tokio::time::Instant::now() + SWEEP_EVERY;
@@ -481,7 +493,24 @@ fn sweepers(sessions: &Arc<Sessions>) -> [JoinHandle<()>; 2] {
             settling.settle().await;
         }
     };
-    [tokio::spawn(cutting), tokio::spawn(settling)]
+    [
+        tokio::spawn(cutting),
+        tokio::spawn(settling),
+        tokio::spawn(following),
+    ]
+}
+
+/// Takes in a record that another node changed; without a key, all of them.
+async fn take_in(tenants: Arc<Tenants>, record: Option<RecordKey>) -> Result<(), store::Error> {
+    let done = match record {
+        Some(key) => tenants.reload(&key, true).await,
+        None => tenants.reload_all().await.map(drop),
+    };
+    match done {
+        Err(tenant::Error::Store(error)) => Err(error),
+        // What is refused was named, and who lives goes on: a forged record stops nobody.
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Makes a router the service that the proxy hands origin-form requests to.

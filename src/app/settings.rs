@@ -51,8 +51,11 @@ pub(super) fn upstream_config(
     })
 }
 
-/// Gathers the certificates that upstreams are verified against.
-fn roots(config: &Config) -> Result<RootCertStore, Error> {
+/// Gathers the certificates that upstreams, and a shared store, are verified against.
+///
+/// # Errors
+/// [`Error::SystemTrust`], [`Error::CaFile`].
+pub fn roots(config: &Config) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     if config.upstream.trust == Trust::System {

@@ -432,7 +432,8 @@ impl Data {
 
     /// Tells whether it says how its session ended.
     fn is_last(&self) -> bool {
-        let ended = matches!(self.action, Some("deleted" | "ended" | "expired"));
+        let ends = ["deleted", "ended", "ended_elsewhere", "expired"];
+        let ended = self.action.is_some_and(|action| ends.contains(&action));
         ended && self.decision == Decision::Allowed
     }
 

@@ -402,7 +402,7 @@ fn audit_command() -> Command {
 
 /// Tells whether the setting says where the store is.
 pub(super) fn is_of_store(setting: &Setting) -> bool {
-    ["state_dir", "store.url"].contains(&setting.key)
+    ["state_dir", "store.url", "store.url_file"].contains(&setting.key)
 }
 
 /// A verb that is only there to be refused by name, whatever follows it.

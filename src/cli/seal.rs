@@ -52,20 +52,28 @@ fn generate(out: Option<PathBuf>, folder: Option<&Path>) -> Result<(), Exit> {
 
 async fn rotate(flags: Flags, new_key: bool) -> Result<(), Exit> {
     let config = Config::load_state(&Source::process(flags))?;
-    let Some(store) = config.store.file(&config.state_dir) else {
+    let Some(store) = config.store.beside(&config.state_dir) else {
         return Err(Exit::usage(
             "error: store.url: memory keeps nothing that is sealed for longer than a process"
                 .to_owned(),
         ));
     };
-    if !store.exists() {
+    let is_shared = config.store.file(&config.state_dir).is_none();
+    if is_shared && new_key {
+        return Err(Exit::usage(
+            "error: --new-key expects a store of one node: give the new key to every node as its \
+             last one, rotate each, then put it first on every node, and rotate each again"
+                .to_owned(),
+        ));
+    }
+    if !is_shared && !store.exists() {
         return Err(Exit::failed(&format!("{} is not there", store.display())));
     }
     let keys = KeySource::of(&config);
     if new_key {
         return rotate_to_new(&store, &keys).await;
     }
-    tell(&reseal(&store, &keys).await?)
+    tell(&reseal((&store, is_shared), &keys).await?)
 }
 
 /// Puts a fresh key on top of the file, and seals everything under it. A key that an earlier
@@ -82,20 +90,21 @@ async fn rotate_to_new(store: &Path, keys: &KeySource) -> Result<(), Exit> {
     // Kept to the end: another rotation would put its key on top of what was read here.
     let file = KeyFile::lock(path).map_err(|error| failed(&error))?;
     // Nothing is added while the store cannot be sealed anew.
-    let before = reseal(store, keys).await?;
+    let before = reseal((store, false), keys).await?;
     if before.get("changed") == Some(&Value::Bool(true)) {
         return tell(&before);
     }
     let text = keys.text().await.map_err(|error| failed(&error))?;
     file.add_key(&text).map_err(|error| failed(&error))?;
-    tell(&reseal(store, keys).await?)
+    tell(&reseal((store, false), keys).await?)
 }
 
-/// Seals everything under the first key, by the server that has the store open or here.
-async fn reseal(store: &Path, keys: &KeySource) -> Result<Value, Exit> {
+/// Seals everything under the first key, by the server that has the store open or here. What several
+/// nodes share is sealed by one of them alone.
+async fn reseal((store, is_shared): (&Path, bool), keys: &KeySource) -> Result<Value, Exit> {
     match ask_to_rotate(store).await {
         Ok(answer) => Ok(answer),
-        Err(control::Error::Nobody(_)) => rotate_here(store.to_owned(), keys).await,
+        Err(control::Error::Nobody(_)) if !is_shared => rotate_here(store.to_owned(), keys).await,
         Err(error) => Err(Exit::startup(&error)),
     }
 }

@@ -5,15 +5,16 @@
 //! loses it loses the sessions. Called by `serve` and by `seal`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::run::output;
 use super::state::{self, make_folder, write_private};
-use crate::app::Storage;
-use crate::config::{AuditSink, Config, Flags, Source};
+use crate::app::{self, Storage};
+use crate::config::{self, AuditSink, Config, Flags, Source};
 use crate::seal::{self, Keyring};
 use crate::secret::Secret;
-use crate::store::{self, Disk, Memory};
+use crate::store::{self, Disk, Memory, Shared, SharedConfig, Store};
 
 /// The file of the sealing keys in the state directory.
 pub(super) const SEAL_KEY_FILE: &str = "seal.key";
@@ -49,6 +50,9 @@ pub(super) enum Error {
     /// The state directory cannot be written.
     #[error("the sealing key cannot be made")]
     State(#[source] state::Error),
+    /// What the server of the store is verified against cannot be read.
+    #[error("store.url: the roots cannot be read")]
+    Roots(#[source] app::Error),
     /// The store cannot be used.
     #[error("store.url: the store cannot be used")]
     Store(#[source] store::Error),
@@ -125,7 +129,7 @@ impl KeySource {
 pub(super) async fn storage(config: &Config, known: Option<Keyring>) -> Result<Storage, Error> {
     let file = config.store.file(&config.state_dir);
     // A chain of audit lines is worth nothing under a key that ends with the process.
-    if file.is_none() && config.audit.sink != AuditSink::File {
+    if config.store == config::Store::Memory && config.audit.sink != AuditSink::File {
         return Ok(Storage::in_memory());
     }
     let keyring = match known {
@@ -133,9 +137,17 @@ pub(super) async fn storage(config: &Config, known: Option<Keyring>) -> Result<S
         None => keyring(config, file.as_deref()).await?,
     };
     make_folder(&config.state_dir).map_err(Error::State)?;
-    let store: std::sync::Arc<dyn store::Store> = match file {
-        Some(file) => std::sync::Arc::new(open(file).await?),
-        None => std::sync::Arc::new(Memory::default()),
+    let store: Arc<dyn Store> = match (&config.store, file) {
+        (config::Store::Shared(address), _) => {
+            let shared = SharedConfig {
+                address: address.clone(),
+                prefix: config.shared.prefix.as_str().to_owned(),
+                roots: Arc::new(app::roots(config).map_err(Error::Roots)?),
+            };
+            Arc::new(Shared::open(shared).await.map_err(Error::Store)?)
+        }
+        (_, Some(file)) => Arc::new(open(file).await?),
+        (_, None) => Arc::new(Memory::default()),
     };
     Ok(Storage { store, keyring })
 }

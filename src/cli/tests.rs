@@ -238,6 +238,7 @@ fn every_flag_of_the_table_reaches_its_setting() {
             "upstream-proxy-file",
             "admin-listen",
             "store",
+            "store-file",
         ]
     );
 }

@@ -11,7 +11,7 @@ use super::raw::Reading;
 use super::settings::{Draft, find};
 use super::source::{Flags, Source};
 use super::value::UnscopedSecrets;
-use super::{AuditSink, Config, Origin, Problem, Problems, loopback};
+use super::{AuditSink, Config, Origin, Problem, Problems, Store, loopback};
 use crate::policy::{AddressRules, Refused, vet};
 use crate::secret::Fingerprint;
 use crate::upstream::UpstreamProxy;
@@ -30,6 +30,8 @@ const TLS_CERT: &str = "proxy.tls_cert";
 const TLS_KEY: &str = "proxy.tls_key";
 const UNSCOPED: &str = "danger_unscoped_secrets";
 const PUBLIC_URL: &str = "proxy.public_url";
+const STORE_URL: &str = "store.url";
+const STORE_URL_FILE: &str = "store.url_file";
 const UPSTREAM_PROXY: &str = "upstream.proxy";
 const UPSTREAM_PROXY_FILE: &str = "upstream.proxy_file";
 /// The largest part of the connections that can be kept from workloads, in percent.
@@ -68,6 +70,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     check_listeners(&mut reading);
     check_tls(&mut reading);
     read_upstream_proxy(&mut reading, source);
+    read_store_url(&mut reading, source);
     gateway::read_secrets(&mut reading, source);
     gateway::check(&mut reading);
     check_seal(&mut reading);
@@ -93,6 +96,7 @@ pub(super) fn load_state(source: &Source) -> Result<Config, Problems> {
     reading.read_environment(source);
     reading.read_flags(source.flags());
     find_state_dir(&mut reading, source);
+    read_store_url(&mut reading, source);
     check_seal(&mut reading);
     finish(reading)
 }
@@ -137,6 +141,7 @@ fn finish(reading: Reading) -> Result<Config, Problems> {
         admin_key_file: _,
         upstream_proxy_file: _,
         secret_files: _,
+        store_url_file: _,
     } = draft;
     config.state_dir = state_dir.unwrap_or_default();
     config.danger_unscoped_secrets = matches!(unscoped_secrets, UnscopedSecrets::AnyHost);
@@ -279,6 +284,27 @@ fn read_upstream_proxy(reading: &mut Reading, source: &Source) {
     if ours.is_some_and(|proxy| names_us(config, proxy)) {
         let origin = reading.origin(key);
         reading.report(key, "expects another proxy than this one", origin);
+    }
+}
+
+/// Reads the file that the URL of the store may stand in.
+fn read_store_url(reading: &mut Reading, source: &Source) {
+    if !reading.trusts(&[STORE_URL, STORE_URL_FILE]) {
+        return;
+    }
+    let Some(path) = reading.draft.store_url_file.take() else {
+        return;
+    };
+    let origin = reading.origin(STORE_URL_FILE);
+    // The default that stands in the commented file says nothing.
+    if reading.draft.config.store != Store::Redb {
+        let other = reading.origin(STORE_URL);
+        let expectation = format!("is given beside {STORE_URL} ({other})");
+        return reading.report(STORE_URL_FILE, expectation, origin);
+    }
+    match source.read_store_url(&path) {
+        Ok(address) => reading.draft.config.store = Store::Shared(address),
+        Err(expectation) => reading.report(STORE_URL_FILE, expectation, origin),
     }
 }
 

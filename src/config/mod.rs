@@ -11,6 +11,7 @@ mod raw;
 mod settings;
 mod show;
 mod source;
+mod store;
 mod value;
 
 use std::fmt;
@@ -30,6 +31,7 @@ pub use gateway::{
 };
 pub use settings::{SETTINGS, Setting, Shape};
 pub use source::{Disk, FileContent, Files, Flags, SEAL_KEYS_LIMIT_BYTES, Source};
+pub use store::{Prefix, Shared, Store};
 
 /// The commented configuration file with every setting at its default.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
@@ -67,6 +69,8 @@ pub struct Config {
     pub danger_unscrubbed_codings: bool,
     /// Where sessions are kept.
     pub store: Store,
+    /// What is asked of a store that other nodes use as well.
+    pub shared: Shared,
     /// Where the keys are that seal them there.
     pub seal: Seal,
     /// Where audit records go.
@@ -94,6 +98,7 @@ impl Default for Config {
             danger_plaintext_management: false,
             danger_unscrubbed_codings: false,
             store: Store::default(),
+            shared: Shared::default(),
             seal: Seal::default(),
             audit: Audit::default(),
             gateway: Gateway::default(),
@@ -318,38 +323,6 @@ impl Default for Limits {
             h2_given_up: 100,
             leaves: 10_000,
         }
-    }
-}
-
-/// Where sessions are kept (`[store]`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Store {
-    /// In this process only: they end with it.
-    Memory,
-    /// In a file of the state directory.
-    #[default]
-    Redb,
-    /// In the file of this path.
-    RedbAt(PathBuf),
-}
-
-impl Store {
-    /// The file's name in the state directory.
-    pub const FILE: &str = "sessions.redb";
-
-    /// Returns the file, for a store that is one.
-    pub fn file(&self, state_dir: &Path) -> Option<PathBuf> {
-        match self {
-            Self::Memory => None,
-            Self::Redb => Some(state_dir.join(Self::FILE)),
-            Self::RedbAt(path) => Some(path.clone()),
-        }
-    }
-
-    /// Returns the path beside which the server can be asked for something by its user, and taken
-    /// over from; nothing where there is nothing to ask for.
-    pub fn beside(&self, state_dir: &Path) -> Option<PathBuf> {
-        self.file(state_dir)
     }
 }
 

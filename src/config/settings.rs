@@ -13,13 +13,7 @@ use super::value::{Raw, UnscopedSecrets, Value};
 pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
 
 /// Keys, and sections with all their keys, that later versions have.
-const LATER: &[&str] = &[
-    "api",
-    "gateway.danger_extra_paths",
-    "github",
-    "sandbox",
-    "store.max_stale",
-];
+const LATER: &[&str] = &["api", "gateway.danger_extra_paths", "github", "sandbox"];
 
 /// How many values a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +67,7 @@ pub(super) struct Draft {
     pub(super) admin_key_file: Option<PathBuf>,
     pub(super) upstream_proxy_file: Option<PathBuf>,
     pub(super) secret_files: SecretFiles,
+    pub(super) store_url_file: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) unscoped_secrets: UnscopedSecrets,
 }
@@ -85,6 +80,7 @@ impl Draft {
             admin_key_file: None,
             upstream_proxy_file: None,
             secret_files: SecretFiles::default(),
+            store_url_file: None,
             state_dir: Some(config.state_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             unscoped_secrets: if config.danger_unscoped_secrets {
                 UnscopedSecrets::AnyHost
@@ -296,7 +292,19 @@ pub const SETTINGS: &[Setting] = &[
 
     setting!("store.url", config.store, Anywhere, Some("store"), "\"redb\"",
         "Where sessions are kept: redb, a file in the state directory; redb:PATH, a file elsewhere; \
-         memory, which ends with the process."),
+         memory, which ends with the process; redis://[USER:PASSWORD@]HOST:PORT/DB or rediss://…, a \
+         Redis or Valkey server that several nodes share. With rediss its certificate is verified \
+         as those of upstreams are."),
+    setting!("store.url_file", store_url_file, Anywhere, Some("store-file"),
+        "\"/run/secrets/oshu-vault-store-url\"",
+        "A file that holds the URL of store.url, for one with a password, readable by its owner \
+         alone. Both together are refused."),
+    setting!("store.prefix", config.shared.prefix, Anywhere, None, "\"oshu-vault\"",
+        "What the names of all keys on a shared store begin with, in braces: stores of several \
+         fleets can lie on one server."),
+    setting!("store.max_stale_ms", config.shared.max_stale, Anywhere, None, "10000",
+        "Milliseconds that sessions are served without word from a shared store. After that \
+         requests are answered 503 and what is open is cut, until the store answers again."),
 
     setting!("seal.key", config.seal.key, Environment("OSHU_VAULT_SEAL_KEY"), None, "\"\"",
         "The sealing keys, with commas between them: the first one seals."),
@@ -570,8 +578,7 @@ mod tests {
             ("api.listen", true),
             ("apis", false),
             ("audit", false),
-            ("store.max_stale", true),
-            ("store.max_stales", false),
+            ("store.max_stale", false),
             ("store.url", false),
             ("gateway.api_key", false),
             ("gateway.danger_extra_paths", true),

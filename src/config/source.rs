@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
+use crate::store::Address;
 use crate::upstream::UpstreamProxy;
 
 use super::value::Item;
@@ -158,6 +159,15 @@ impl Source {
     /// # Errors
     /// What would have been right; never what the file holds.
     pub fn read_upstream_proxy(&self, path: &Path) -> Result<UpstreamProxy, String> {
+        self.read_private(path)
+    }
+
+    /// Reads the URL of a shared store from a file of the owner's alone. One line end after it is
+    /// dropped.
+    ///
+    /// # Errors
+    /// What would have been right; never what the file holds.
+    pub fn read_store_url(&self, path: &Path) -> Result<Address, String> {
         self.read_private(path)
     }
 

@@ -16,7 +16,7 @@ use crate::telemetry::LogFormat;
 use crate::upstream::UpstreamProxy;
 
 use super::settings::Shape;
-use super::{AuditSink, OnFull, PublicUrl, Resolve, Store, Trust};
+use super::{AuditSink, OnFull, PublicUrl, Resolve, Trust};
 
 /// The fewest characters of an API key.
 const API_KEY_LEAST_CHARACTERS: usize = 16;
@@ -280,32 +280,6 @@ words!(OnFull, "expects gap or refuse", "gap|refuse",
     "gap" => OnFull::Gap, "refuse" => OnFull::Refuse);
 words!(UnscopedSecrets, "expects refuse or any_host", "refuse|any_host",
     "refuse" => UnscopedSecrets::Refuse, "any_host" => UnscopedSecrets::AnyHost);
-
-impl Value for Store {
-    const SHAPE: Shape = Shape::One;
-    const NAME: &'static str = "URL";
-
-    fn read(raw: &Raw) -> Result<Self, Vec<String>> {
-        let path = |text: &str| text.strip_prefix("redb:").and_then(PathBuf::parse);
-        match one_text(raw) {
-            Some("memory") => Ok(Self::Memory),
-            Some("redb") => Ok(Self::Redb),
-            other => other.and_then(path).map(Self::RedbAt).ok_or_else(|| {
-                let expects = "expects redb, redb:PATH or memory; other stores are not available \
-                     in this version";
-                vec![expects.to_owned()]
-            }),
-        }
-    }
-
-    fn to_toml(&self) -> Option<String> {
-        Some(match self {
-            Self::Memory => quote("memory"),
-            Self::Redb => quote("redb"),
-            Self::RedbAt(path) => quote(&format!("redb:{}", path.display())),
-        })
-    }
-}
 
 impl Item for String {
     const EXPECTS: &'static str = "a shell command";

@@ -11,7 +11,7 @@ use super::{Proxy, own, probe, tunnel};
 use crate::audit::{Decision, Kind, Record};
 use crate::host::HostPort;
 use crate::serve::Peer;
-use crate::session::{Authenticated, TunnelGuard};
+use crate::session::{Authenticated, NotAdmitted, TunnelGuard};
 use crate::wire::{Connection, Framing, RequestHead, request_framing};
 
 /// What the client is told when the tunnel is open. It has neither body nor framing fields.
@@ -27,7 +27,7 @@ impl Proxy {
     ) -> Option<Connection> {
         let mut record = Record::begin(&self.audit, Kind::Tunnel);
         record.peer(peer.address);
-        match self.admit(head, peer, &mut record) {
+        match self.admit(head, peer, &mut record).await {
             Ok((guard, target)) => {
                 if down.send(ESTABLISHED).await.is_err() {
                     return None;
@@ -66,13 +66,13 @@ impl Proxy {
         }
     }
 
-    fn admit(
+    async fn admit(
         &self,
         head: &RequestHead,
         peer: &Peer,
         record: &mut Record,
     ) -> Result<(TunnelGuard, HostPort), Refusal> {
-        let caller = self.authenticate(head, peer, record)?;
+        let caller = self.authenticate(head, peer, record).await?;
         let handle = caller.handle();
         record.admit()?;
         if request_framing(head)? != Framing::None {
@@ -104,7 +104,7 @@ impl Proxy {
     /// Finds the session of a caller. Two credentials are as bad as a wrong one; none is no attempt:
     /// git, Java and others ask without one first, each time, to be told how. From here on the
     /// connection counts for the session.
-    pub(super) fn authenticate(
+    pub(super) async fn authenticate(
         &self,
         head: &RequestHead,
         peer: &Peer,
@@ -113,13 +113,17 @@ impl Proxy {
         let mut values = head.fields.all("proxy-authorization");
         let caller = match (values.next(), values.next()) {
             (None, _) => return Err(Refusal::credentials()),
-            (Some(value), None) => self.sessions.authenticate(value),
-            (Some(_), Some(_)) => None,
+            (Some(value), None) => self.sessions.admit(value).await,
+            (Some(_), Some(_)) => Err(NotAdmitted::Unknown),
         };
-        // Counted only after the work was done, which is the same for every kind of no.
-        let Some(caller) = caller else {
-            let held = self.throttle.failed(peer.address.ip());
-            return Err(held.map_or_else(Refusal::throttled, |()| Refusal::credentials()));
+        let caller = match caller {
+            Ok(caller) => caller,
+            // Counted only after the work was done, which is the same for every kind of no.
+            Err(NotAdmitted::Unknown) => {
+                let held = self.throttle.failed(peer.address.ip());
+                return Err(held.map_or_else(Refusal::throttled, |()| Refusal::credentials()));
+            }
+            Err(NotAdmitted::Unavailable) => return Err(Refusal::no_store()),
         };
         let handle = caller.handle();
         record.tenant(handle.tenant());

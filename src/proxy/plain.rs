@@ -29,7 +29,7 @@ impl Proxy {
         let mut record = Record::begin(&self.audit, Kind::Exchange);
         record.peer(peer.address);
         record.request(head.method_text(), exchange::path_of(head.target_text()));
-        let refusal = match self.admit_plain(&head, peer, &mut record) {
+        let refusal = match self.admit_plain(&head, peer, &mut record).await {
             Err(refusal) => refusal,
             Ok((caller, target, origin)) => {
                 let handle = caller.handle();
@@ -75,13 +75,13 @@ impl Proxy {
         self.refuse_plain(down, &head, &refusal, peer).await
     }
 
-    fn admit_plain(
+    async fn admit_plain(
         &self,
         head: &RequestHead,
         peer: &Peer,
         record: &mut Record,
     ) -> Result<(Authenticated, HostPort, bytes::Bytes), Refusal> {
-        let caller = self.authenticate(head, peer, record)?;
+        let caller = self.authenticate(head, peer, record).await?;
         let absolute = Absolute::parse(head.target_text()).ok_or_else(|| {
             let message = "the request target is neither a path nor http://host/";
             Refusal::client(400, "bad_target", message)

@@ -137,6 +137,19 @@ impl Refusal {
         }
     }
 
+    /// Serves nobody of whom it cannot be known whether the session still lives.
+    pub(super) fn no_store() -> Self {
+        Self {
+            retry_after: Some(5),
+            ..Self::upstream(
+                503,
+                "store_unavailable",
+                "proxy_internal_error",
+                "whether the session still lives cannot be known at the moment",
+            )
+        }
+    }
+
     /// Holds back an address that has shown too many wrong credentials. The same for every kind of
     /// wrong.
     pub(super) fn throttled(wait: Duration) -> Self {

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, RwLock};
@@ -70,6 +71,11 @@ pub struct Found {
     /// Those that did not: the key in a form for people, and why.
     pub refused: Vec<(String, Refused)>,
 }
+
+/// What stood in the store when a record was read: sealed, or nothing. Two of the same content differ
+/// where they were sealed twice.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Option<Vec<u8>>);
 
 /// Says why what stands in the store is no record of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,6 +222,28 @@ impl Records {
         join_all(puts).await
     }
 
+    /// Seals a record and makes it durable over what was seen there, and tells whether it did: another
+    /// process that uses the store may have been faster.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: nobody knows then whether it is there.
+    pub async fn put_over(&self, key: &RecordKey, plain: &[u8], seen: Seen) -> Result<bool, Error> {
+        let _alone = self.changing.lock().await;
+        let keyring = self.keyring.read().await;
+        let sealed = keyring.seal(&context(key), plain);
+        let told = self.listener.0.is_some().then(|| sealed.clone());
+        let is_written = self.store.replace_record(key, sealed, seen.0).await?;
+        if let Some(sealed) = told.filter(|_| is_written) {
+            self.tell(News::Written(key, &sealed));
+        }
+        Ok(is_written)
+    }
+
+    /// Tells the time by which records are dated.
+    pub fn now(&self) -> SystemTime {
+        self.store.now()
+    }
+
     /// Deletes a record, and tells whether there was one.
     ///
     /// # Errors
@@ -235,11 +263,22 @@ impl Records {
         &self,
         key: &RecordKey,
     ) -> Result<Option<Result<Zeroizing<Vec<u8>>, Refused>>, Error> {
+        self.read(key).await.map(|(opened, _)| opened)
+    }
+
+    /// Reads one record as [`Self::open`] does, for [`Self::put_over`].
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn read(
+        &self,
+        key: &RecordKey,
+    ) -> Result<(Option<Result<Zeroizing<Vec<u8>>, Refused>>, Seen), Error> {
         let Some(sealed) = self.store.record(key).await? else {
-            return Ok(None);
+            return Ok((None, Seen(None)));
         };
         let opened = self.keyring.read().await.open(&context(key), &sealed);
-        Ok(Some(opened.map_err(Refused::Sealed)))
+        Ok((Some(opened.map_err(Refused::Sealed)), Seen(Some(sealed))))
     }
 
     /// Reads all records of a kind. What is refused is also named in the log.
@@ -315,9 +354,11 @@ impl Resealed {
             self.needed.extend(Keyring::key_of(&sealed));
             return Ok(());
         };
-        let sealed = keyring.seal(&context(key), &plain);
-        store.put_record(key, sealed).await?;
-        self.sealed += 1;
+        let fresh = keyring.seal(&context(key), &plain);
+        // What another process wrote meanwhile is newer, and sealed anew by it.
+        if store.replace_record(key, fresh, Some(sealed)).await? {
+            self.sealed += 1;
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 //! live table and by the check of forms.
 
 use std::sync::{Arc, LazyLock};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,17 +16,20 @@ use serde_json::{Value, json};
 use super::Error;
 use super::handle::{SessionHandle, Standing};
 use super::live::{RETIRED_FOR, RETIRED_LIMIT, Sessions};
-use super::record::{Written, millis};
+use super::record::{Written, millis, random};
 use super::spec::{BAD_FIELDS_LIMIT, FieldError, Spec};
 use super::view::{Retired, Sealed, SessionView};
 use crate::host::HostPattern;
 use crate::policy::{SecretScope, TokenEndpoint, TokenKind};
 use crate::sealed_token::{Places, Prefix, SealedToken};
 use crate::secret::Secret;
+use crate::store::Over;
 use crate::swap::Token;
 
 /// The most captured tokens of a session.
 pub const CAPTURED_LIMIT: usize = 20;
+/// How often tokens are kept anew where other nodes change the session at the same time.
+const CAPTURE_ATTEMPTS: usize = 4;
 /// The most endpoints that a session may name.
 pub(super) const ENDPOINTS_LIMIT: usize = 20;
 /// The last digits that a sealed token may end with where it stands as the signature of a JWT: with
@@ -128,8 +131,26 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::NotFound`] where the session is over, or does not watch the endpoint any more;
-    /// [`Error::CaptureLimit`], [`Error::Store`]. Nothing changed in each case.
+    /// [`Error::CaptureLimit`], [`Error::Conflict`], [`Error::Store`]. Nothing changed in each case.
     pub async fn capture(
+        &self,
+        handle: &SessionHandle,
+        endpoint: &Arc<TokenEndpoint>,
+        given: &[Token],
+    ) -> Result<Vec<String>, Error> {
+        for _attempt in 1..CAPTURE_ATTEMPTS {
+            match self.capture_once(handle, endpoint, given).await {
+                Err(Error::Conflict) => {}
+                done => return done,
+            }
+            if let Some(fleet) = self.store.fleet() {
+                self.refresh(fleet, &handle.id).await?;
+            }
+        }
+        self.capture_once(handle, endpoint, given).await
+    }
+
+    async fn capture_once(
         &self,
         handle: &SessionHandle,
         endpoint: &Arc<TokenEndpoint>,
@@ -151,6 +172,7 @@ impl Sessions {
         out_of_use.truncate(RETIRED_LIMIT);
         let view = SessionView {
             version: before.view.version + 1,
+            change: random(),
             captured: taken.captured,
             retired: out_of_use,
             scrubbers: Arc::default(),
@@ -161,10 +183,11 @@ impl Sessions {
             view: &view,
             credential: &handle.credential,
             created: handle.created,
+            now: self.store.now(),
         };
         let owner = (&handle.tenant, &handle.id);
-        self.persist(owner, &written, millis(SystemTime::now()))
-            .await?;
+        let now = millis(self.store.now());
+        self.persist(owner, &written, now, Over::Older).await?;
         if handle.is_cut() {
             return Err(Error::NotFound);
         }

@@ -1,5 +1,7 @@
 //! The credential of a session: shown once, kept as a fingerprint.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use data_encoding::HEXLOWER;
 use zeroize::Zeroizing;
 
@@ -37,4 +39,14 @@ impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Credential(redacted)")
     }
+}
+
+/// Reads a `Basic` credential (RFC 7617): `user:password`.
+pub(super) fn decode_basic(value: &[u8]) -> Option<Zeroizing<String>> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let decoded = STANDARD.decode(rest.trim_ascii_start()).ok()?;
+    String::from_utf8(decoded).ok().map(Zeroizing::new)
 }

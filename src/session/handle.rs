@@ -89,6 +89,11 @@ impl SessionHandle {
         self.version.load(Ordering::Acquire)
     }
 
+    /// Names the change that made the session what it is.
+    pub(super) fn stamp(&self) -> (u64, u64) {
+        self.standing().view.stamp()
+    }
+
     /// Decides whether a target may be reached as the session stands now.
     ///
     /// # Errors
@@ -159,10 +164,11 @@ impl SessionHandle {
         self.is_cut() || self.life.left_with(self.open.in_use(), slack).is_zero()
     }
 
-    /// Returns when the session was last used, in milliseconds since 1970.
-    pub(super) fn last_used(&self) -> u64 {
+    /// Returns when the session was last used, in milliseconds since 1970, by the clock that says
+    /// what time it is now.
+    pub(super) fn last_used(&self, now: SystemTime) -> u64 {
         let idle = u64::try_from(self.life.idle().as_millis()).unwrap_or(u64::MAX);
-        millis(SystemTime::now()).saturating_sub(idle)
+        millis(now).saturating_sub(idle)
     }
 
     pub(super) fn is_cut(&self) -> bool {
@@ -226,7 +232,8 @@ impl SessionHandle {
         {
             let standing_now = self.standing.write();
             let mut now = standing_now.unwrap_or_else(PoisonError::into_inner);
-            if version <= now.view.version {
+            // Of two of one version that one holds which was given last.
+            if version < now.view.version || standing.view.stamp() == now.view.stamp() {
                 return;
             }
             self.life.change(lifetimes.0, lifetimes.1);
@@ -238,6 +245,11 @@ impl SessionHandle {
             grant.is_ok() && (!is_spliced || view.splice(target, &self.rules).is_some())
         });
         tracing::debug!(session = %self.id, cut, "session patched");
+    }
+
+    /// Cuts all that is open; the session itself lives on.
+    pub(super) fn cut_open(&self) {
+        self.open.cut_unless(|_, _| false);
     }
 
     /// Cuts all that is open, for good. Tells whether this is the first time.

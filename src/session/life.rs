@@ -14,7 +14,7 @@ pub(super) struct Clock(());
 #[cfg(not(test))]
 impl Clock {
     #[expect(clippy::unused_self, reason = "the clock of the tests has a state")]
-    fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         Instant::now()
     }
 }
@@ -39,7 +39,7 @@ impl Default for Clock {
 
 #[cfg(test)]
 impl Clock {
-    fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         self.base + Duration::from_millis(self.ahead.load(Ordering::SeqCst))
     }
 
@@ -117,6 +117,32 @@ impl Life {
     pub(super) fn unnoted(&self) -> Option<u64> {
         let last_used = self.last_used.load(Ordering::Acquire);
         (last_used > self.noted.load(Ordering::Acquire)).then_some(last_used)
+    }
+
+    /// Takes over a use that was made elsewhere, so long ago, and that the store knows of.
+    pub(super) fn hear(&self, idle: Duration) {
+        let last_used = self.age().saturating_sub(millis(idle));
+        self.last_used.fetch_max(last_used, Ordering::AcqRel);
+        self.noted.fetch_max(last_used, Ordering::AcqRel);
+    }
+
+    /// Tells whether the longer lifetime is over.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.age() >= self.max_lifetime.load(Ordering::Acquire)
+    }
+
+    /// Returns for how long the session has been idle beyond what it may be.
+    pub(super) fn overdue(&self) -> Duration {
+        let ttl = Duration::from_millis(self.ttl.load(Ordering::Acquire));
+        self.idle().saturating_sub(ttl)
+    }
+
+    /// Returns what is left by the last use that the store knows of: what other nodes go by.
+    pub(super) fn left_as_noted(&self) -> Duration {
+        let idle = self
+            .age()
+            .saturating_sub(self.noted.load(Ordering::Acquire));
+        Duration::from_millis(self.ttl.load(Ordering::Acquire).saturating_sub(idle))
     }
 
     /// Starts the lifetime after the last use anew.

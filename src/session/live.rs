@@ -8,19 +8,17 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use dashmap::DashMap;
-use zeroize::Zeroizing;
 
 use super::Error;
 use super::capture;
-use super::credential::Credential;
+use super::credential::{Credential, decode_basic};
+use super::fleet::Nodes;
 use super::handle::{Counters, SessionHandle, Standing};
 use super::life::{Clock, Life};
 use super::link::Peers;
 use super::quota::{Open, Quotas};
-use super::record::{self, Written, millis};
+use super::record::{self, Written, millis, random};
 use super::spec::{FieldError, Form, Options, Spec, Warning};
 use super::tenants::place;
 use super::view::{Retired, Sealed, SessionView};
@@ -31,10 +29,14 @@ use crate::records::Records;
 use crate::seal::Keyring;
 use crate::sealed_token::SealedToken;
 use crate::secret::Fingerprint;
-use crate::store::{Row, RowKey, Store};
+use crate::store::{Over, Row, RowKey, Store};
 use crate::telemetry::Histogram;
 use crate::tenant::{Limits, Place, Tenant, Tenants};
 use crate::upstream::Pool;
+
+/// How long sessions are served without word from a store that others use as well, where nothing
+/// else was said.
+const MAX_STALE: Duration = Duration::from_secs(10);
 
 /// The proof that a caller is a session's workload.
 #[derive(Clone, Debug)]
@@ -97,6 +99,10 @@ pub struct Sessions {
     pub(super) rotating: tokio::sync::Mutex<()>,
     /// Other processes that serve the same sessions.
     pub(super) peers: Arc<Peers>,
+    /// What is known of other nodes that use the same store.
+    pub(super) nodes: Nodes,
+    /// One sweep at a time: each end is told once.
+    pub(super) sweeping: Mutex<()>,
     /// Compared with where there is no session, so that both cases do the same work.
     decoy: Fingerprint,
 }
@@ -131,6 +137,8 @@ impl Sessions {
             store_times: Histogram::default(),
             rotating: tokio::sync::Mutex::default(),
             peers,
+            nodes: Nodes::new(MAX_STALE),
+            sweeping: Mutex::default(),
             decoy,
         }
     }
@@ -195,15 +203,16 @@ impl Sessions {
         let (view, sealed_secrets) = make_view(&spec, 1, None);
         let mut audit = self.record(tenant, &id, "created");
         // Never older than its tenant, also where the clock was set back.
-        let created = SystemTime::now().max(place.tenant().created());
+        let created = self.store.now().max(place.tenant().created());
         let fingerprint = credential.fingerprint();
         let written = Written {
             form: &form,
             view: &view,
             credential: &fingerprint,
             created,
+            now: self.store.now(),
         };
-        self.persist((tenant, &id), &written, millis(created))
+        self.persist((tenant, &id), &written, millis(created), Over::Nothing)
             .await?;
         let warnings = spec.warnings.clone();
         let handle = Arc::new(self.handle(Begun {
@@ -225,6 +234,10 @@ impl Sessions {
             handle.end();
             self.forget(&handle).await?;
             return Err(Error::NoTenant);
+        }
+        if self.nodes.is_gone(&handle.id) {
+            // Another node found it in the list, and was asked to delete it.
+            self.lose(&handle.id);
         }
         audit.decision(Decision::Allowed, "ok");
         Ok(Created {
@@ -258,13 +271,18 @@ impl Sessions {
     /// Changes a session: checked as a whole, durable, then live for the next request.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Store`]; nothing changed in each case.
+    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Store`], [`Error::Conflict`]; nothing changed
+    /// in each case.
     pub async fn patch(
         &self,
         tenant: &TenantId,
         id: &SessionId,
         change: impl FnOnce(Form) -> Result<Form, Vec<FieldError>>,
     ) -> Result<Patched, Error> {
+        if let Some(fleet) = self.store.fleet() {
+            // What is patched is the latest, wherever it was made.
+            self.refresh(fleet, id).await?;
+        }
         let handle = self.find(tenant, id).ok_or(Error::NotFound)?;
         let one_at_a_time = handle.changing.lock().await;
         if handle.is_over() {
@@ -285,8 +303,10 @@ impl Sessions {
             view: &view,
             credential: &handle.credential,
             created: handle.created,
+            now: self.store.now(),
         };
-        self.persist((tenant, id), &written, millis(SystemTime::now()))
+        let now = millis(self.store.now());
+        self.persist((tenant, id), &written, now, Over::Older)
             .await?;
         if handle.is_cut() {
             // It was deleted meanwhile. Whoever cut it waits for us, and then deletes the row.
@@ -313,6 +333,7 @@ impl Sessions {
     /// [`Error::NotFound`]; [`Error::Store`], in which case it is cut all the same. Calling again
     /// tries again to delete the row, and so does the sweep.
     pub async fn delete(&self, tenant: &TenantId, id: &SessionId) -> Result<(), Error> {
+        self.make_known(id).await?;
         let own = self.in_table(id).filter(|own| own.tenant == *tenant);
         let deletable = |own: &Arc<SessionHandle>| own.is_cut() || !own.is_over();
         let handle = own.filter(deletable).ok_or(Error::NotFound)?;
@@ -320,15 +341,13 @@ impl Sessions {
         let is_first = handle.end();
         self.peers.tell_gone(&[row_key(tenant, id)], None);
         let _after_a_patch = handle.changing.lock().await;
-        if self.in_table(id).is_some() || (is_first && self.peers.follows()) {
-            // Also where the process that has the store told of its end meanwhile: only its answer
-            // says that the row is deleted.
-            self.forget(&handle).await?;
-        } else if !is_first {
+        if !is_first && self.in_table(id).is_none() {
             // Another call was faster.
             return Err(Error::NotFound);
         }
-        // Otherwise the sweep found it cut, and has deleted the row.
+        // Also where it has left the table: the sweep may have found it cut, or the store not have it
+        // at the moment.
+        self.forget(&handle).await?;
         audit.decision(Decision::Allowed, "ok");
         Ok(())
     }
@@ -337,6 +356,10 @@ impl Sessions {
     /// fails, it stays in the table, so that its row is not forgotten.
     pub(super) async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
         let key = row_key(&handle.tenant, &handle.id);
+        if self.store.fleet().is_some() {
+            // First: it is deleted, whatever the store says, and wherever it comes up.
+            self.nodes.bury(&handle.id);
+        }
         // Once more: a change that was under way may have been told since.
         self.peers.tell_gone(std::slice::from_ref(&key), None);
         let began = Instant::now();
@@ -393,11 +416,20 @@ impl Sessions {
         &self.audit
     }
 
-    /// Tells whether the store takes changes, as far as is known.
+    /// Returns the session that a `Proxy-Authorization` value claims to be of.
+    pub(super) fn claimed(value: &[u8]) -> Option<SessionId> {
+        let decoded = decode_basic(value)?;
+        let (id, _) = decoded.split_once(':')?;
+        SessionId::parse(id)
+    }
+
+    /// Tells whether the store takes changes, and whether those of other nodes are known, as far as
+    /// is known.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub fn store_health(&self) -> Result<(), Error> {
+        self.knows()?;
         self.store.health().map_err(Error::Store)
     }
 
@@ -436,14 +468,16 @@ impl Sessions {
         record
     }
 
-    /// Seals a record, makes it durable, and tells whoever else serves the session.
+    /// Seals a record, makes it durable over what stands in its place, and tells whoever else serves
+    /// the session.
     pub(super) async fn persist(
         &self,
         owner: (&TenantId, &SessionId),
         written: &Written<'_>,
         last_used: u64,
+        over: Over,
     ) -> Result<(), Error> {
-        if let Some(row) = self.put_sealed(owner, written, last_used).await? {
+        if let Some(row) = self.put_sealed(owner, written, last_used, over).await? {
             self.peers.tell_row(&row_key(owner.0, owner.1), &row, None);
         }
         Ok(())
@@ -455,6 +489,7 @@ impl Sessions {
         (tenant, id): (&TenantId, &SessionId),
         written: &Written<'_>,
         last_used: u64,
+        over: Over,
     ) -> Result<Option<Row>, Error> {
         let keyring = self.keyring.read().await;
         let row = Row {
@@ -462,11 +497,15 @@ impl Sessions {
             last_used,
         };
         let told = self.peers.any().then(|| row.clone());
+        let (key, version) = (row_key(tenant, id), written.view.version);
         let began = Instant::now();
-        let put = self.store.put(&row_key(tenant, id), row).await;
+        let written = self.store.write(&key, row, version, over).await;
         self.store_times.observe(began.elapsed());
-        put.map_err(Error::Store)?;
-        Ok(told)
+        if written.map_err(Error::Store)? {
+            Ok(told)
+        } else {
+            Err(Error::Conflict)
+        }
     }
 }
 
@@ -506,14 +545,19 @@ pub(super) fn make_view(
     let known = known.map(|sealed| (sealed.name.as_ref(), &sealed.token));
     let captured = before.map_or(&[][..], |before| &before.captured);
     let retired = before.map_or_else(Vec::new, |before| retire(before, spec, Instant::now()));
-    view_with(spec, version, &known.collect(), (captured, retired))
+    view_with(
+        spec,
+        (version, random()),
+        &known.collect(),
+        (captured, retired),
+    )
 }
 
 /// Makes a view with the tokens that are known, those that were captured, as far as their endpoints
 /// are still watched, and the values that are out of use.
 pub(super) fn view_with(
     spec: &Spec,
-    version: u64,
+    (version, change): (u64, u64),
     known: &HashMap<&str, &SealedToken>,
     (captured, earlier): (&[Sealed], Vec<Retired>),
 ) -> (SessionView, BTreeMap<String, String>) {
@@ -547,6 +591,7 @@ pub(super) fn view_with(
     retired.truncate(RETIRED_LIMIT);
     let view = SessionView {
         version,
+        change,
         sealed,
         captured,
         endpoints: Arc::clone(&spec.token_endpoints),
@@ -583,15 +628,6 @@ pub(super) fn retire(before: &SessionView, spec: &Spec, now: Instant) -> Vec<Ret
     retired.extend(earlier.cloned());
     retired.truncate(RETIRED_LIMIT);
     retired
-}
-
-fn decode_basic(value: &[u8]) -> Option<Zeroizing<String>> {
-    let (scheme, rest) = value.split_at_checked(6)?;
-    if !scheme.eq_ignore_ascii_case(b"basic ") {
-        return None;
-    }
-    let decoded = STANDARD.decode(rest.trim_ascii_start()).ok()?;
-    String::from_utf8(decoded).ok().map(Zeroizing::new)
 }
 
 pub(super) fn row_key(tenant: &TenantId, id: &SessionId) -> RowKey {

@@ -6,7 +6,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::Error;
 use super::handle::Standing;
@@ -54,7 +54,17 @@ impl Sessions {
     /// # Errors
     /// As [`Self::load`].
     pub async fn look_through(self: &Arc<Self>) -> Result<Loaded, Error> {
+        let asked = self.clock.now();
+        let mark = match self.store.fleet() {
+            // Before the rows: what changes while they are read is read again.
+            Some(fleet) => Some(fleet.changes(None).await.map_err(Error::Store)?.mark),
+            None => None,
+        };
         let rows = self.store.load().await.map_err(Error::Store)?;
+        if mark.is_some() {
+            // After the rows: another node may have made or closed a tenant since they were read.
+            self.tenants.reload_all().await.map_err(Error::Tenant)?;
+        }
         let here = Arc::clone(self);
         let taken = tokio::task::spawn_blocking(move || here.take(&rows));
         let taken = taken
@@ -62,6 +72,9 @@ impl Sessions {
             .map_err(|panic| Error::Store(crate::store::Error::unavailable(panic)))??;
         if taken.is_proof_missing {
             self.prove().await?;
+        }
+        if let Some(mark) = mark {
+            self.nodes.set_known(mark, asked);
         }
         Ok(taken.loaded)
     }
@@ -97,7 +110,7 @@ impl Sessions {
                 continue;
             }
             let owner = (&key.tenant, &key.session);
-            let record = record::decode(&keyring, owner, &row.sealed);
+            let record = record::decode(&keyring, owner, &row.sealed, self.store.now());
             if let Err(Refused::Sealed(error)) = record {
                 failures.push((row, error));
             } else {
@@ -127,16 +140,58 @@ impl Sessions {
         })
     }
 
-    /// Makes of a record what requests look at.
-    fn standing(&self, record: Opened) -> Result<Standing, Refused> {
+    /// Makes a session live again. Tells whether it lives; one that does not enters
+    /// the table all the same, so that it ends as any other.
+    pub(super) fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
+        let tenant = self.tenants.find(&key.tenant);
+        let tenant = tenant.filter(|tenant| tenant.created() <= record.created);
+        let place = tenant.ok_or(Refused::NoTenant)?.place_for_known();
+        let (credential, created) = (record.credential, record.created);
+        let standing = self.standing_of(record)?;
+        // A clock that was set back makes nobody younger than just born, nor used after now.
+        let age = self.store.now().duration_since(created);
+        let lifetimes = (standing.spec.ttl, standing.spec.max_lifetime);
+        let idle = self.idle_since(row.last_used);
+        let life = Life::resumed(
+            self.clock.clone(),
+            lifetimes,
+            (age.unwrap_or_default(), idle),
+        );
+        let handle = Arc::new(self.handle(Begun {
+            id: key.session.clone(),
+            tenant: key.tenant.clone(),
+            place,
+            credential,
+            created,
+            life,
+            standing,
+        }));
+        let lives = !handle.is_over();
+        // Whoever was faster holds what is open.
+        self.table.entry(key.session.clone()).or_insert(handle);
+        if self.nodes.is_gone(&key.session) {
+            // Its deletion was heard of since the row was read.
+            self.lose(&key.session);
+            return Ok(false);
+        }
+        Ok(lives)
+    }
+
+    /// Returns for how long a session has been idle that was last used at a time of the store's.
+    pub(super) fn idle_since(&self, last_used: u64) -> Duration {
+        Duration::from_millis(record::millis(self.store.now()).saturating_sub(last_used))
+    }
+
+    /// Makes of a record what it stands for.
+    pub(super) fn standing_of(&self, record: Opened) -> Result<Standing, Refused> {
         let spec = Spec::parse(&record.form, &self.options).map_err(|_fields| Refused::Invalid)?;
         let tokens = record
             .tokens
             .iter()
             .map(|(name, token)| (name.as_str(), token));
         let tokens = tokens.collect();
-        let held = (&record.captured[..], record.retired);
-        let (view, fresh) = view_with(&spec, record.version, &tokens, held);
+        let (stamp, held) = (record.stamp(), (&record.captured[..], record.retired));
+        let (view, fresh) = view_with(&spec, stamp, &tokens, held);
         if !fresh.is_empty() {
             return Err(Refused::Unreadable);
         }
@@ -151,7 +206,7 @@ impl Sessions {
     /// of one. An older one, and one of a session that was cut here, changes nothing.
     pub(super) fn adopt(&self, keyring: &Keyring, key: &RowKey, row: &Row) -> Result<(), Refused> {
         let owner = (&key.tenant, &key.session);
-        let record = record::decode(keyring, owner, &row.sealed)?;
+        let record = record::decode(keyring, owner, &row.sealed, self.store.now())?;
         match self.in_table(&key.session) {
             // A version that is not the first has ended here: its end was told before it.
             None if record.version != FIRST_VERSION => Ok(()),
@@ -159,7 +214,7 @@ impl Sessions {
             Some(own) if own.tenant != key.tenant || own.is_cut() => Ok(()),
             Some(own) if record.version <= own.version() => Ok(()),
             Some(own) => {
-                own.replace(self.standing(record)?);
+                own.replace(self.standing_of(record)?);
                 Ok(())
             }
         }
@@ -172,7 +227,7 @@ impl Sessions {
         let (record, row, given) = {
             let keyring = self.keyring.read().await;
             let owner = (&key.tenant, &key.session);
-            let record = record::decode(&keyring, owner, &row.sealed);
+            let record = record::decode(&keyring, owner, &row.sealed, self.store.now());
             let record = record.map_err(|why| why.to_string())?;
             // Under the current key: the other process may not know it yet.
             let plain = keyring.open(&record::context(owner), &row.sealed);
@@ -215,7 +270,7 @@ impl Sessions {
         if record.version != own.version() + 1 {
             return Err("the session was changed meanwhile".to_owned());
         }
-        let standing = self.standing(record).map_err(|why| why.to_string())?;
+        let standing = self.standing_of(record).map_err(|why| why.to_string())?;
         put().await?;
         // As it was sealed there: the current key may not be known to it.
         self.peers.tell_row_to(from, key, &given);
@@ -225,38 +280,6 @@ impl Sessions {
         }
         own.replace(standing);
         Ok(())
-    }
-
-    /// Makes a session live again. Tells whether it lives; one that expired enters the table cut,
-    /// so that its row is deleted as that of any other.
-    fn revive(&self, key: &RowKey, row: &Row, record: Opened) -> Result<bool, Refused> {
-        let tenant = self.tenants.find(&key.tenant);
-        let tenant = tenant.filter(|tenant| tenant.created() <= record.created);
-        let place = tenant.ok_or(Refused::NoTenant)?.place_for_known();
-        let (credential, created) = (record.credential, record.created);
-        let standing = self.standing(record)?;
-        let (ttl, max_lifetime) = (standing.spec.ttl, standing.spec.max_lifetime);
-        let now = SystemTime::now();
-        // A clock that was set back makes nobody younger than just born, nor used after now.
-        let age = now.duration_since(created).unwrap_or_default();
-        let idle = record::millis(now).saturating_sub(row.last_used);
-        let life = Life::resumed(
-            self.clock.clone(),
-            (ttl, max_lifetime),
-            (age, Duration::from_millis(idle)),
-        );
-        let handle = Arc::new(self.handle(Begun {
-            id: key.session.clone(),
-            tenant: key.tenant.clone(),
-            place,
-            credential,
-            created,
-            life,
-            standing,
-        }));
-        let lives = !handle.is_over();
-        self.table.insert(key.session.clone(), handle);
-        Ok(lives)
     }
 }
 

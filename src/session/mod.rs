@@ -5,8 +5,10 @@
 //! view of a session opens sealed tokens. Called by the proxy (authenticate, open) and by the
 //! management API (create, patch, delete).
 
+mod agree;
 mod capture;
 mod credential;
+mod fleet;
 mod handle;
 mod life;
 mod link;
@@ -22,6 +24,7 @@ mod view;
 
 pub use capture::{CAPTURED_LIMIT, CaptureForm};
 pub use credential::Credential;
+pub use fleet::{NotAdmitted, OnRecord};
 pub use handle::{Counters, SessionHandle, TunnelGuard};
 pub use link::{Following, Link};
 pub use live::{Authenticated, Created, Patched, Sessions, Totals};
@@ -39,6 +42,9 @@ pub enum Error {
     /// The session has as many captured tokens as it may.
     #[error("the session has too many captured tokens")]
     CaptureLimit,
+    /// Another node changed the session in the same moment; nothing changed here.
+    #[error("the session was changed elsewhere in the same moment")]
+    Conflict,
     /// Fields of the form are bad; every one is listed.
     #[error("fields of the session are invalid")]
     Invalid(Vec<FieldError>),

@@ -19,7 +19,7 @@ use super::capture::CaptureForm;
 use super::live::RETIRED_FOR;
 use super::spec::{Form, SecretForm};
 use super::view::{Retired, Sealed, SessionView};
-use crate::id::{SessionId, TenantId};
+use crate::id::{SessionId, TenantId, fill_random};
 use crate::policy::SecretScope;
 use crate::seal::{self, Context, Keyring};
 use crate::sealed_token::SealedToken;
@@ -52,6 +52,8 @@ pub(super) enum Refused {
 struct Record<'a> {
     format: u32,
     version: u64,
+    #[serde(default)]
+    change: u64,
     created: u64,
     #[serde(borrow)]
     credential: Encoded<'a>,
@@ -251,6 +253,8 @@ pub(super) struct Written<'a> {
     pub(super) view: &'a SessionView,
     pub(super) credential: &'a Fingerprint,
     pub(super) created: SystemTime,
+    /// What time it is, by the clock of the store.
+    pub(super) now: SystemTime,
 }
 
 /// What a row holds.
@@ -258,12 +262,20 @@ pub(super) struct Written<'a> {
 pub(super) struct Opened {
     pub(super) form: Form,
     pub(super) version: u64,
+    pub(super) change: u64,
     pub(super) credential: Fingerprint,
     pub(super) created: SystemTime,
     /// The sealed tokens by the names of their secrets.
     pub(super) tokens: BTreeMap<String, SealedToken>,
     pub(super) captured: Vec<Sealed>,
     pub(super) retired: Vec<Retired>,
+}
+
+impl Opened {
+    /// Names the change that wrote it.
+    pub(super) fn stamp(&self) -> (u64, u64) {
+        (self.version, self.change)
+    }
 }
 
 /// Writes and seals the record of a session.
@@ -285,11 +297,12 @@ pub(super) fn encode(
     keyring.seal(&context(owner), &plain)
 }
 
-/// Opens and reads the record of a session.
+/// Opens and reads the record of a session, by the clock of the store.
 pub(super) fn decode(
     keyring: &Keyring,
     owner: (&TenantId, &SessionId),
     sealed: &[u8],
+    now: SystemTime,
 ) -> Result<Opened, Refused> {
     /// What can be read of every form.
     #[derive(Deserialize)]
@@ -304,7 +317,7 @@ pub(super) fn decode(
         return Err(Refused::Format(any.format));
     }
     let record: Record<'_> = serde_json::from_slice(&plain).map_err(unreadable)?;
-    read(record).ok_or(Refused::Unreadable)
+    read(record, now).ok_or(Refused::Unreadable)
 }
 
 pub(super) fn context<'a>((tenant, id): (&'a TenantId, &'a SessionId)) -> Context<'a> {
@@ -321,6 +334,7 @@ fn record<'a>(written: &Written<'a>) -> Record<'a> {
         view,
         credential,
         created,
+        now: wall,
     } = *written;
     let secrets = view.sealed.iter().filter_map(|sealed| {
         let asked = form.secrets.get(sealed.name.as_ref())?;
@@ -333,7 +347,7 @@ fn record<'a>(written: &Written<'a>) -> Record<'a> {
         };
         Some((Cow::Borrowed(sealed.name.as_ref()), secret))
     });
-    let (now, wall) = (Instant::now(), SystemTime::now());
+    let now = Instant::now();
     let retired = view.retired.iter().map(|retired| RetiredRecord {
         sealed: SealedRecord::of(&retired.sealed),
         until: millis(wall + retired.until.saturating_duration_since(now)),
@@ -341,6 +355,7 @@ fn record<'a>(written: &Written<'a>) -> Record<'a> {
     Record {
         format: FORMAT,
         version: view.version,
+        change: view.change,
         created: millis(created),
         credential: Encoded::Plain(credential.as_bytes()),
         secrets: secrets.collect(),
@@ -359,7 +374,7 @@ fn record<'a>(written: &Written<'a>) -> Record<'a> {
     }
 }
 
-fn read(record: Record<'_>) -> Option<Opened> {
+fn read(record: Record<'_>, wall: SystemTime) -> Option<Opened> {
     let mut form = Form {
         secrets: BTreeMap::new(),
         secret_hosts: record.secret_hosts.into_owned(),
@@ -385,7 +400,7 @@ fn read(record: Record<'_>) -> Option<Opened> {
         form.secrets.insert(name.into_owned(), asked);
     }
     let hash = record.credential.decode()?;
-    let (now, wall) = (Instant::now(), millis(SystemTime::now()));
+    let (now, wall) = (Instant::now(), millis(wall));
     let retired = record.retired.into_iter().map(|retired| {
         let left = Duration::from_millis(retired.until.saturating_sub(wall));
         Some(Retired {
@@ -401,6 +416,7 @@ fn read(record: Record<'_>) -> Option<Opened> {
     Some(Opened {
         form,
         version: record.version,
+        change: record.change,
         credential: Fingerprint::from_bytes(hash.as_slice().try_into().ok()?),
         created: UNIX_EPOCH.checked_add(Duration::from_millis(record.created))?,
         tokens,
@@ -413,4 +429,11 @@ fn read(record: Record<'_>) -> Option<Opened> {
 pub(super) fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Draws the number of a change.
+pub(super) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes);
+    u64::from_le_bytes(bytes)
 }

@@ -16,7 +16,7 @@ use super::load::{proof_context, proof_key};
 use super::record::{self, Written};
 use crate::records::{self, Resealed};
 use crate::seal::{self, Context, KeyId, Keyring};
-use crate::store::{Row, RowKey, Store};
+use crate::store::{Over, Row, RowKey, Store};
 
 /// How many rows are on their way to the store together.
 const TOGETHER: usize = 64;
@@ -131,12 +131,15 @@ impl Sessions {
     }
 
     async fn seal_row(&self, key: RowKey, row: Row) -> Result<Outcome, Error> {
-        if let Some(handle) = self.in_table(&key.session) {
-            return self.seal_live(&handle).await;
-        }
-        if !self.refused().contains(&key) {
-            // It was deleted meanwhile, and must not come back.
-            return Ok(Outcome::Gone);
+        // Where others write, too, the very row that was read is sealed anew: what it holds is theirs.
+        if self.store.fleet().is_none() {
+            if let Some(handle) = self.in_table(&key.session) {
+                return self.seal_live(&handle).await;
+            }
+            if !self.refused().contains(&key) {
+                // It was deleted meanwhile, and must not come back.
+                return Ok(Outcome::Gone);
+            }
         }
         let keyring = self.keyring.read().await;
         seal_stored(self.store.as_ref(), &keyring, key, row).await
@@ -153,11 +156,15 @@ impl Sessions {
             view: &standing.view,
             credential: &handle.credential,
             created: handle.created,
+            now: self.store.now(),
         };
-        let last_used = handle.last_used();
+        let last_used = handle.last_used(self.store.now());
         let owner = (&handle.tenant, &handle.id);
         // It says what it said: nobody has to be told.
-        drop(self.put_sealed(owner, &written, last_used).await?);
+        drop(
+            self.put_sealed(owner, &written, last_used, Over::Any)
+                .await?,
+        );
         Ok(Outcome::Sealed)
     }
 }
@@ -211,12 +218,20 @@ async fn seal_stored(
     let Ok(plain) = keyring.open(&context(&key), &row.sealed) else {
         return Ok(Outcome::Refused(Keyring::key_of(&row.sealed).ok()));
     };
-    let row = Row {
+    let anew = Row {
         sealed: keyring.seal(&context(&key), &plain),
         last_used: row.last_used,
     };
-    store.put(&key, row).await.map_err(Error::Store)?;
-    Ok(Outcome::Sealed)
+    let written = store.write(&key, anew, 0, Over::Exactly(row)).await;
+    // Another node has written or deleted it: under the new key if it has it, else it seals it anew.
+    let outcome = |is_written| {
+        if is_written {
+            Outcome::Sealed
+        } else {
+            Outcome::Gone
+        }
+    };
+    written.map(outcome).map_err(Error::Store)
 }
 
 fn context(key: &RowKey) -> Context<'_> {

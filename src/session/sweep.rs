@@ -3,7 +3,7 @@
 //! Cutting waits for nobody. What the store is told comes after, in a task of its own, so that a
 //! slow store delays no cut. Called by the two loops of `app`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -20,13 +20,20 @@ const TOGETHER: usize = 64;
 impl Sessions {
     /// Cuts what has expired and closes idle upstream connections. Called about once a second.
     pub fn cut_expired(&self) {
+        let _alone = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_stale = self.is_stale();
         let follows = self.peers.follows();
         let slack = self.peers.slack();
         let mut gone = Vec::new();
         for handle in self.all() {
+            if is_stale {
+                // Whether it still lives is not known; when it is known again it goes on.
+                handle.cut_open();
+            }
+            let may_end = || !follows && (handle.is_cut() || self.may_end(&handle));
             if !handle.is_over_with(slack) {
                 handle.pool.sweep();
-            } else if !follows && self.end_untold(&handle) {
+            } else if may_end() && self.end_untold(&handle) {
                 gone.push(row_key(&handle.tenant, &handle.id));
             }
             // Where this one follows, the process that has the store decides, and records it.
@@ -59,6 +66,7 @@ impl Sessions {
     /// Deletes the rows of what was cut, and notes in the store when sessions were last used, each
     /// at most once in a twentieth of its lifetime. Called about once a second.
     pub async fn settle(&self) {
+        self.mend().await;
         let (over, live): (Vec<_>, Vec<_>) =
             self.all().into_iter().partition(|handle| handle.is_cut());
         let (over, ended_elsewhere): (Vec<_>, Vec<_>) = over
@@ -68,6 +76,14 @@ impl Sessions {
             // The process that has the store deletes the rows of a tenant that has ended.
             handle.end();
             self.table.remove(&handle.id);
+        }
+        let is_shared = self.store.fleet().is_some();
+        let (lost, over): (Vec<_>, Vec<_>) = over
+            .into_iter()
+            .partition(|handle| is_shared && handle.place.tenant().is_lost());
+        for handle in lost {
+            // Nobody said that it was deleted: it may come back with its tenant.
+            self.lose(&handle.id);
         }
         // Their tenant cut them since the others were looked at, perhaps.
         for handle in &over {
@@ -90,7 +106,11 @@ impl Sessions {
         self.note(&self.all(), Life::unnoted).await;
     }
 
-    async fn note(&self, handles: &[Arc<SessionHandle>], news: fn(&Life) -> Option<u64>) {
+    pub(super) async fn note(
+        &self,
+        handles: &[Arc<SessionHandle>],
+        news: fn(&Life) -> Option<u64>,
+    ) {
         let mut noted = Vec::new();
         let mut used = Vec::new();
         for handle in handles {
@@ -100,7 +120,10 @@ impl Sessions {
             let Some(last_used) = news(&handle.life) else {
                 continue;
             };
-            used.push((row_key(&handle.tenant, &handle.id), handle.last_used()));
+            used.push((
+                row_key(&handle.tenant, &handle.id),
+                handle.last_used(self.store.now()),
+            ));
             noted.push((handle, last_used));
         }
         if used.is_empty() {
@@ -116,6 +139,8 @@ impl Sessions {
 
     async fn forget_ended(&self, handle: Arc<SessionHandle>) -> Result<(), Error> {
         match handle.changing.try_lock() {
+            // What was found missing has left the table, and is not ours to delete.
+            Ok(_alone) if self.in_table(&handle.id).is_none() => Ok(()),
             Ok(_alone) => self.forget(&handle).await,
             // A patch or a deletion is at work: the next time looks again.
             Err(_busy) => Ok(()),

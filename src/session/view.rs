@@ -77,6 +77,8 @@ impl Scrubbers {
 #[derive(Clone, Debug)]
 pub struct SessionView {
     pub(super) version: u64,
+    /// Random, since two nodes may each have made a change of this number.
+    pub(super) change: u64,
     pub(super) sealed: Vec<Sealed>,
     /// The tokens that were captured, the oldest first; never two of one name.
     pub(super) captured: Vec<Sealed>,
@@ -92,6 +94,11 @@ pub struct SessionView {
 }
 
 impl SessionView {
+    /// Names the change that made this: how many there were, and which one it is.
+    pub(super) fn stamp(&self) -> (u64, u64) {
+        (self.version, self.change)
+    }
+
     /// Decides about a target.
     ///
     /// # Errors

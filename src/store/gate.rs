@@ -6,12 +6,14 @@
 //! [`Store`], and by `app`, which hands over.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::store::{BoxFuture, Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store};
+use crate::store::{
+    BoxFuture, Error, Fleet, Over, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store,
+};
 
 /// How long the end of a process that has taken the store in vain is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Gate {
     at: Arc<RwLock<Arc<dyn Store>>>,
+    /// A store that several processes use is never replaced, and its lists are open to all.
+    shared: Option<Arc<dyn Store>>,
 }
 
 /// A store that is being handed over: every call on it waits until this is dropped.
@@ -34,6 +38,7 @@ impl Gate {
     /// Stands before a store.
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self {
+            shared: store.fleet().is_some().then(|| Arc::clone(&store)),
             at: Arc::new(RwLock::new(store)),
         }
     }
@@ -91,6 +96,17 @@ impl Store for Gate {
         Box::pin(async move { self.at.read().await.put(&key, row).await })
     }
 
+    fn write(
+        &self,
+        key: &RowKey,
+        row: Row,
+        version: u64,
+        over: Over,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        let key = key.clone();
+        Box::pin(async move { self.at.read().await.write(&key, row, version, over).await })
+    }
+
     fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Row>, Error>> {
         let key = key.clone();
         Box::pin(async move { self.at.read().await.get(&key).await })
@@ -114,6 +130,19 @@ impl Store for Gate {
         Box::pin(async move { self.at.read().await.put_record(&key, sealed).await })
     }
 
+    fn replace_record(
+        &self,
+        key: &RecordKey,
+        sealed: Vec<u8>,
+        before: Option<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        let key = key.clone();
+        Box::pin(async move {
+            let at = self.at.read().await;
+            at.replace_record(&key, sealed, before).await
+        })
+    }
+
     fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>> {
         let key = key.clone();
         Box::pin(async move { self.at.read().await.record(&key).await })
@@ -131,6 +160,15 @@ impl Store for Gate {
     fn health(&self) -> Result<(), Error> {
         // While it passes on it is neither well nor ill, and calls that come are answered yet.
         self.at.try_read().map_or(Ok(()), |at| at.health())
+    }
+
+    fn now(&self) -> SystemTime {
+        let shared = self.shared.as_ref();
+        shared.map_or_else(SystemTime::now, |shared| shared.now())
+    }
+
+    fn fleet(&self) -> Option<&dyn Fleet> {
+        self.shared.as_ref()?.fleet()
     }
 }
 

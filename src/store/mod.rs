@@ -8,6 +8,7 @@
 mod disk;
 mod gate;
 mod memory;
+mod shared;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,12 +16,14 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::id::{SessionId, TenantId};
 
 pub use disk::Disk;
 pub use gate::{Gate, Handing};
 pub use memory::Memory;
+pub use shared::{Address, Shared, SharedConfig};
 
 /// A boxed future that borrows for `'a`: what lets [`Store`] be used behind a pointer.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -162,6 +165,86 @@ pub struct RecordRows {
     pub strange: Vec<String>,
 }
 
+/// What has to stand in the place of a row for it to be written. Versions only rise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Anything, or nothing. What stands there keeps its version.
+    Any,
+    /// This very row, as it was read. Without a version of its own it keeps that one's.
+    Exactly(Row),
+    /// No row.
+    Nothing,
+    /// A row of an earlier version.
+    Older,
+}
+
+/// Where a node stands in the list of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The run of the server that was asked.
+    run: String,
+    /// The number of the last change.
+    epoch: u64,
+    /// The random text that the last change was given, so that another history is noticed.
+    nonce: String,
+}
+
+#[cfg(test)]
+impl Mark {
+    /// Makes a mark, for a store of a test's own.
+    pub(crate) fn new(run: &str, epoch: u64, nonce: &str) -> Self {
+        Self {
+            run: run.to_owned(),
+            epoch,
+            nonce: nonce.to_owned(),
+        }
+    }
+
+    /// Returns the number of the last change.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
+
+/// What another process may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Anything: what happened since is not known any more.
+    Everything,
+    /// A session that was deleted, whatever is found in its place.
+    Gone(SessionId),
+    /// A record that is no session.
+    Record(RecordKey),
+    /// A session that was written.
+    Session(SessionId),
+}
+
+/// What changed since a mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// What changed, the oldest first.
+    pub changes: Vec<Change>,
+    /// Where to go on.
+    pub mark: Mark,
+    /// Whether there is more already.
+    pub is_partial: bool,
+}
+
+/// What a store has besides where several processes use it.
+pub trait Fleet: Send + Sync {
+    /// Tells what changed since a mark; without one, everything.
+    fn changes(&self, since: Option<Mark>) -> BoxFuture<'_, Result<News, Error>>;
+
+    /// Waits until something was announced. Announcements get lost: ask without them, too.
+    fn announced(&self) -> BoxFuture<'_, ()>;
+
+    /// Finds the row of a session whose tenant is not known.
+    fn find(&self, session: &SessionId) -> BoxFuture<'_, Result<Option<(RowKey, Row)>, Error>>;
+
+    /// Reads when sessions were last used, in their order; nothing for those that are gone.
+    fn last_used(&self, keys: Vec<RowKey>) -> BoxFuture<'_, Result<Vec<Option<u64>>, Error>>;
+}
+
 /// Keeps rows. A change is durable, as far as the store can make it so, when its future is done.
 ///
 /// Nothing happens before a future is polled; one that is dropped midway may or may not have
@@ -169,6 +252,21 @@ pub struct RecordRows {
 pub trait Store: Send + Sync + Debug {
     /// Writes a row, in place of an earlier one of that key.
     fn put(&self, key: &RowKey, row: Row) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Writes a row where nobody else was faster, and tells whether it was written; version 0 is
+    /// none. A store that one process alone uses writes it in any case: its callers keep their order
+    /// by themselves.
+    fn write(
+        &self,
+        key: &RowKey,
+        row: Row,
+        version: u64,
+        over: Over,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        let _ = (version, over);
+        let put = self.put(key, row);
+        Box::pin(async move { put.await.map(|()| true) })
+    }
 
     /// Reads a row.
     fn get(&self, key: &RowKey) -> BoxFuture<'_, Result<Option<Row>, Error>>;
@@ -184,6 +282,20 @@ pub trait Store: Send + Sync + Debug {
 
     /// Writes a record, in place of an earlier one of that key.
     fn put_record(&self, key: &RecordKey, sealed: Vec<u8>) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Writes a record where what stands in its place is what was read before, and tells whether it was
+    /// written; `before` is nothing where there was none. A store that one process alone uses writes
+    /// it in any case: its callers keep their order by themselves.
+    fn replace_record(
+        &self,
+        key: &RecordKey,
+        sealed: Vec<u8>,
+        before: Option<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        drop(before);
+        let put = self.put_record(key, sealed);
+        Box::pin(async move { put.await.map(|()| true) })
+    }
 
     /// Reads a record.
     fn record(&self, key: &RecordKey) -> BoxFuture<'_, Result<Option<Vec<u8>>, Error>>;
@@ -212,5 +324,16 @@ pub trait Store: Send + Sync + Debug {
     /// Takes back what was let go of. Where that fails it is tried again, as after any failure.
     fn reclaim(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// Tells the time by which rows are dated: that of the machine, or, for a store that several
+    /// use, one on which they agree.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// Returns what the store has besides where several processes use it; nothing where one does.
+    fn fleet(&self) -> Option<&dyn Fleet> {
+        None
     }
 }

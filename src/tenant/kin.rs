@@ -43,7 +43,7 @@ impl Tenants {
         }
         let _alone = self.changing.lock().await;
         let Some(sealed) = sealed else {
-            self.vanish(&TenantId::new(&key.name));
+            self.vanish(&TenantId::new(&key.name), true);
             return Ok(());
         };
         let plain = self.records.unseal(key, sealed).await;

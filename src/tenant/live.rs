@@ -21,6 +21,7 @@ pub struct Tenant {
     id: TenantId,
     created: SystemTime,
     cut: CancellationToken,
+    is_lost: AtomicBool,
     sessions: AtomicUsize,
     bounds: Mutex<Bounds>,
 }
@@ -37,6 +38,7 @@ impl Tenant {
             id,
             created,
             cut: CancellationToken::new(),
+            is_lost: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             bounds: Mutex::new(Bounds {
                 limits,
@@ -63,6 +65,15 @@ impl Tenant {
     /// Returns what the sessions of the tenant are cut by.
     pub fn cut(&self) -> &CancellationToken {
         &self.cut
+    }
+
+    /// Tells whether it was cut because the store did not have it, which nobody had said of it.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
+    }
+
+    pub(super) fn lose(&self) {
+        self.is_lost.store(true, Ordering::Release);
     }
 
     /// Takes a place for one more session; nothing where there are as many as may be. Of any number

@@ -33,6 +33,9 @@ pub enum Error {
     /// The tenant whose keys the configuration gives can be neither disabled nor deleted.
     #[error("the tenant of the configured API key always stands")]
     Configured,
+    /// Another process that uses the store changed the tenant in the same moment.
+    #[error("another change came in the same moment")]
+    Conflict,
     /// There is a tenant of this name.
     #[error("there is a tenant of this name")]
     Exists,

@@ -18,7 +18,7 @@ use super::entry::{About, Change, Closed, Entry, Loaded, Table};
 use super::live::{Holder, Tenant};
 use super::record::{KeyRecord, Limits, Record, State, whole};
 use crate::id::{ApiKeyId, TenantId};
-use crate::records::{Records, Refused, name_refused};
+use crate::records::{Records, Refused, Seen, name_refused};
 use crate::secret::Fingerprint;
 use crate::store::{RecordKey, RecordKind};
 
@@ -177,41 +177,44 @@ impl Tenants {
             known.filter(|id| !seen.contains(id)).cloned().collect()
         };
         for id in &gone {
-            self.vanish(id);
+            self.vanish(id, false);
         }
         Ok(refused)
     }
 
-    /// Reads one record again: another process has changed it. Keys of other kinds are passed over.
+    /// Reads one record again: another process has changed it, or may have. Keys of other kinds are
+    /// passed over. Where it was told that the record changed, one that is not there was deleted;
+    /// else it is lost, and the rows of its sessions are nobody's to delete.
     ///
     /// # Errors
     /// [`Error::Store`], and [`Error::Refused`]: nothing changed.
-    pub async fn reload(&self, key: &RecordKey) -> Result<(), Error> {
+    pub async fn reload(&self, key: &RecordKey, is_told: bool) -> Result<(), Error> {
         if key.kind != RecordKind::Tenant {
             return Ok(());
         }
         let _alone = self.changing.lock().await;
-        self.reread(key).await
+        self.reread(key, is_told).await.map(drop)
     }
 
     /// Makes a tenant: durable, then live.
     ///
     /// # Errors
     /// [`Error::Exists`], also where its record is refused; [`Error::TenantLimit`];
-    /// [`Error::Store`].
+    /// [`Error::Conflict`]; [`Error::Store`].
     pub async fn create(&self, id: &TenantId, limits: Limits) -> Result<About, Error> {
         let _alone = self.changing.lock().await;
-        match self.reread(&key_of(id)).await {
-            Ok(()) if self.read().tenants.contains_key(id) => return Err(Error::Exists),
+        let seen = match self.reread(&key_of(id), false).await {
+            Ok(_) if self.read().tenants.contains_key(id) => return Err(Error::Exists),
             Err(Error::Refused(_)) => return Err(Error::Exists),
             other => other?,
-        }
+        };
         if self.read().tenants.len() >= TENANTS_LIMIT {
             return Err(Error::TenantLimit);
         }
-        let mut record = Record::new(SystemTime::now());
+        // By the clock of the store, as its sessions: they are never older.
+        let mut record = Record::new(self.records.now());
         record.limits = limits;
-        self.keep(id, record).await?;
+        self.keep(id, record, seen).await?;
         tracing::info!(tenant = %id, "tenant created");
         self.about(id).ok_or(Error::NotFound)
     }
@@ -219,7 +222,8 @@ impl Tenants {
     /// Changes a tenant: durable, then live. Disabling it cuts its sessions for good.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Configured`]; [`Error::Refused`]; [`Error::Store`].
+    /// [`Error::NotFound`]; [`Error::Configured`]; [`Error::Refused`]; [`Error::Conflict`];
+    /// [`Error::Store`].
     pub async fn patch(&self, id: &TenantId, change: Change) -> Result<About, Error> {
         if change.state == Some(State::Disabled) && self.is_configured(id) {
             return Err(Error::Configured);
@@ -241,7 +245,7 @@ impl Tenants {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::KeyInUse`]; [`Error::KeyLimit`]; [`Error::Refused`];
-    /// [`Error::Store`].
+    /// [`Error::Conflict`]; [`Error::Store`].
     pub async fn add_key(
         &self,
         id: &TenantId,
@@ -274,8 +278,8 @@ impl Tenants {
     /// Takes a key from a tenant: it is refused at once, then that is made durable.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Refused`]; [`Error::Store`], in which case the key is refused
-    /// all the same while this process runs, and calling again tries again.
+    /// [`Error::NotFound`]; [`Error::Refused`]; [`Error::Conflict`] and [`Error::Store`], in which
+    /// case the key is refused all the same while this process runs, and calling again tries again.
     pub async fn revoke_key(&self, id: &TenantId, key: &ApiKeyId) -> Result<(), Error> {
         {
             let mut table = self.write();
@@ -341,8 +345,8 @@ impl Tenants {
     /// while this process runs.
     pub async fn delete(&self, id: &TenantId, closed: &Closed) -> Result<(), Error> {
         let _alone = self.changing.lock().await;
-        match self.reread(&key_of(id)).await {
-            Ok(()) | Err(Error::Refused(_)) => {}
+        match self.reread(&key_of(id), false).await {
+            Ok(_) | Err(Error::Refused(_)) => {}
             Err(error) => return Err(error),
         }
         {
@@ -359,7 +363,7 @@ impl Tenants {
         }
         let deleted = self.records.delete(&key_of(id)).await;
         deleted.map_err(Error::Store)?;
-        self.vanish(id);
+        self.vanish(id, true);
         tracing::info!(tenant = %id, "tenant deleted");
         Ok(())
     }
@@ -371,7 +375,7 @@ impl Tenants {
         change: impl FnOnce(&mut Record) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let _alone = self.changing.lock().await;
-        self.reread(&key_of(id)).await?;
+        let seen = self.reread(&key_of(id), false).await?;
         let record = {
             let table = self.read();
             let entry = table.tenants.get(id).ok_or(Error::NotFound)?;
@@ -382,20 +386,26 @@ impl Tenants {
         };
         let mut record = record.ok_or(Error::NotFound)?;
         change(&mut record)?;
-        self.keep(id, record).await
+        self.keep(id, record, seen).await
     }
 
-    async fn keep(&self, id: &TenantId, record: Record) -> Result<(), Error> {
-        let put = self.records.put(&key_of(id), &record.encode()).await;
-        put.map_err(Error::Store)?;
+    /// Makes a record durable over what was seen there, or nothing: a change of another process must
+    /// not be undone, such as the revocation of a key.
+    async fn keep(&self, id: &TenantId, record: Record, seen: Seen) -> Result<(), Error> {
+        let (key, plain) = (key_of(id), record.encode());
+        let put = self.records.put_over(&key, &plain, seen).await;
+        if !put.map_err(Error::Store)? {
+            return Err(Error::Conflict);
+        }
         self.apply(id, record);
         Ok(())
     }
 
-    /// Takes what stands in the store for one name.
-    async fn reread(&self, key: &RecordKey) -> Result<(), Error> {
-        match self.records.open(key).await.map_err(Error::Store)? {
-            None => self.vanish(&TenantId::new(&key.name)),
+    /// Takes what stands in the store for one name, and says what that was.
+    async fn reread(&self, key: &RecordKey, is_told: bool) -> Result<Seen, Error> {
+        let (found, seen) = self.records.read(key).await.map_err(Error::Store)?;
+        match found {
+            None => self.vanish(&TenantId::new(&key.name), is_told),
             Some(Ok(plain)) => {
                 if !self.take(key, &plain) {
                     return Err(Error::Refused(Refused::Unreadable));
@@ -407,7 +417,7 @@ impl Tenants {
                 return Err(Error::Refused(why));
             }
         }
-        Ok(())
+        Ok(seen)
     }
 
     /// Takes a record that opened; tells whether this version can read it.
@@ -427,13 +437,18 @@ impl Tenants {
         self.write().refused.insert(TenantId::new(&key.name));
     }
 
-    /// Ends a tenant whose record is gone; one of the configuration stands without.
-    pub(super) fn vanish(&self, id: &TenantId) {
+    /// Ends a tenant whose record is gone: deleted, as far as that is known, else lost. One of the
+    /// configuration stands without.
+    pub(super) fn vanish(&self, id: &TenantId, is_deleted: bool) {
         self.write().refused.remove(id);
         if self.is_configured(id) {
             return self.apply(id, Record::new(UNIX_EPOCH));
         }
-        self.write().end(id);
+        let mut table = self.write();
+        if let Some(entry) = table.tenants.get(id).filter(|_| !is_deleted) {
+            entry.tenant.lose();
+        }
+        table.end(id);
     }
 
     /// Puts a record in force.

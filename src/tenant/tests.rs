@@ -219,7 +219,7 @@ async fn a_change_is_durable_before_it_is_live_and_a_revocation_holds_at_once() 
     let revoked = node.tenants.revoke_key(&id("acme"), &key).await;
     assert!(matches!(revoked, Err(Error::Store(_))));
     assert_eq!(node.owner(b"first"), None, "refused all the same");
-    node.tenants.reload(&record("acme")).await.unwrap();
+    node.tenants.reload(&record("acme"), true).await.unwrap();
     assert_eq!(node.owner(b"first"), None, "though the store has it still");
     node.fail(false);
     node.tenants.revoke_key(&id("acme"), &key).await.unwrap();
@@ -424,7 +424,11 @@ async fn the_tenant_of_the_configuration_always_stands() {
     assert_eq!(after.owner(FIXED).as_deref(), Some(CONFIGURED));
     // Its record gone, it has no limits of its own.
     node.records.delete(&record(CONFIGURED)).await.unwrap();
-    after.tenants.reload(&record(CONFIGURED)).await.unwrap();
+    after
+        .tenants
+        .reload(&record(CONFIGURED), true)
+        .await
+        .unwrap();
     assert!(tenant.place().is_some());
 }
 
@@ -470,7 +474,7 @@ async fn an_inserted_an_edited_and_a_moved_tenant_are_refused() {
     }
     // Whoever runs goes on as it was.
     let running = node.tenants.find(&id("umbrella")).unwrap();
-    let refused = node.tenants.reload(&record("umbrella")).await;
+    let refused = node.tenants.reload(&record("umbrella"), true).await;
     assert!(matches!(refused, Err(Error::Refused(_))));
     assert_eq!(node.tenants.reload_all().await.unwrap(), 6);
     assert!(!running.cut().is_cancelled());
@@ -497,7 +501,7 @@ async fn what_another_process_changed_holds_when_it_is_read_again() {
     one.key("acme", b"second").await;
     one.tenants.revoke_key(&id("acme"), &key).await.unwrap();
     assert!(two.owner(b"first").is_some() && two.owner(b"second").is_none());
-    two.tenants.reload(&record("acme")).await.unwrap();
+    two.tenants.reload(&record("acme"), true).await.unwrap();
     assert!(two.owner(b"first").is_none() && two.owner(b"second").is_some());
     let live = two.tenants.find(&id("acme")).unwrap();
     // A change begins with what the other has written.
@@ -509,10 +513,10 @@ async fn what_another_process_changed_holds_when_it_is_read_again() {
     }
     assert!(!live.cut().is_cancelled());
     one.set("acme", State::Disabled).await.unwrap();
-    two.tenants.reload(&record("acme")).await.unwrap();
+    two.tenants.reload(&record("acme"), true).await.unwrap();
     assert!(live.cut().is_cancelled() && two.owner(b"third").is_none());
     one.set("acme", State::Active).await.unwrap();
-    two.tenants.reload(&record("acme")).await.unwrap();
+    two.tenants.reload(&record("acme"), true).await.unwrap();
     let live = two.tenants.find(&id("acme")).unwrap();
     assert!(!live.cut().is_cancelled() && two.owner(b"third").is_some());
     let closed = one.tenants.close(&id("acme")).unwrap();

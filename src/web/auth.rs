@@ -3,7 +3,8 @@
 //! A [`Caller`] and an [`Admin`] are made here only, so a handler that takes one cannot be reached
 //! without a key. No key configured never means allow; keys are kept as fingerprints. A key counts
 //! for as long as it is its tenant's: who waits, for a body or for what is to be told, asks again.
-//! A caller whose tenant asks too fast is told to wait. Called by every handler of the management API.
+//! Where what is known of keys is too old, nobody is believed. A caller whose tenant asks too fast is
+//! told to wait. Called by every handler of the management API.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +26,11 @@ pub struct ApiKeys {
     tenants: Arc<Tenants>,
     admin: Option<Fingerprint>,
     throttle: Option<Arc<Throttle>>,
+    known: Box<Known>,
 }
+
+/// Says why what is known of keys cannot be gone by at this moment, if so.
+type Known = dyn Fn() -> Result<(), Failure> + Send + Sync;
 
 impl ApiKeys {
     /// Takes the keys that the tenants have at each moment. With none, every call is refused.
@@ -34,7 +39,19 @@ impl ApiKeys {
             tenants,
             admin: None,
             throttle: None,
+            known: Box::new(|| Ok(())),
         }
+    }
+
+    /// Sets what tells whether the keys of tenants are known well enough: another process may have
+    /// revoked one.
+    #[must_use]
+    pub fn with_known(
+        mut self,
+        known: impl Fn() -> Result<(), Failure> + Send + Sync + 'static,
+    ) -> Self {
+        self.known = Box::new(known);
+        self
     }
 
     /// Sets the operator's key. Without one nobody is the operator.
@@ -120,6 +137,9 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let keys: Arc<ApiKeys> = Arc::from_ref(state);
+        if presented(&parts.headers).is_some() {
+            (keys.known)()?;
+        }
         let Some(caller) = Self::find(&parts.headers, &keys) else {
             return Err(keys.refuse(parts, Failure::Unauthenticated));
         };

@@ -71,8 +71,9 @@ pub enum Failure {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     Slow,
-    /// The store takes no changes at present; the cause was logged when that began.
-    #[error("no change can be stored at present")]
+    /// The store takes no changes at present, or what it says is too old; the cause was logged when
+    /// that began.
+    #[error("the store cannot be used at present")]
     StoreDown(#[source] Error),
     /// The store did not take the change.
     #[error("the change could not be stored: try again later")]
@@ -111,6 +112,12 @@ pub enum Failure {
     UnsupportedMedia,
 }
 
+/// Another node changed the same thing in the same moment.
+const SAME_MOMENT: Failure = Failure::Conflict(
+    "conflict",
+    "another change came in the same moment: read again, and try again",
+);
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
@@ -119,6 +126,7 @@ impl From<Error> for Failure {
             // Its key was refused a moment later.
             Error::NoTenant => Self::Unauthenticated,
             Error::TenantSessions => Self::TenantSessions,
+            Error::Conflict => SAME_MOMENT,
             // Nothing is captured for a caller of the API.
             Error::Store(_) | Error::Tenant(tenant::Error::Store(_)) => Self::Store(error),
             Error::Tenant(error) => error.into(),
@@ -150,6 +158,7 @@ impl From<tenant::Error> for Failure {
                 "tenant_is_configured",
                 "the tenant of the configured API key can be neither disabled nor deleted",
             ),
+            E::Conflict => SAME_MOMENT,
             E::Exists => Self::Conflict("tenant_exists", "there is a tenant of this name"),
             E::KeyInUse => Self::Conflict("key_in_use", "the API key is in use"),
             E::KeyLimit => Self::Conflict("too_many_keys", "the tenant has as many keys as it may"),
@@ -313,6 +322,7 @@ mod tests {
         let cases = [
             (Failure::AlreadyCreated(None), 409, "already_created", None),
             (Failure::BadJson(1, 2), 400, "bad_json", None),
+            (SAME_MOMENT, 409, "conflict", None),
             (Failure::Draining, 503, "draining", Some(RETRY_AFTER)),
             (
                 Failure::Full,

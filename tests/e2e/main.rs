@@ -34,6 +34,7 @@ mod demo;
 mod endings;
 mod events;
 mod exhaustion;
+mod fleet;
 mod framing;
 mod gateway;
 mod grpc;

@@ -8,7 +8,7 @@ use crate::binary::get;
 use crate::support::{EVIL, GOOD, REAL, Scene, Vault, contains, within};
 
 /// A page of metrics, by name and labels.
-struct Page {
+pub(crate) struct Page {
     text: String,
     samples: HashMap<String, f64>,
 }
@@ -30,7 +30,7 @@ impl Page {
     }
 
     /// Returns a sample; one that was never counted is 0.
-    fn value(&self, name: &str) -> f64 {
+    pub(crate) fn value(&self, name: &str) -> f64 {
         self.samples.get(name).copied().unwrap_or_default()
     }
 
@@ -48,7 +48,7 @@ impl Page {
 }
 
 /// Reads the page until it meets a condition: counts come when their owners end.
-async fn wait(vault: &Vault, what: &str, met: impl Fn(&Page) -> bool) -> Page {
+pub(crate) async fn wait(vault: &Vault, what: &str, met: impl Fn(&Page) -> bool) -> Page {
     within(what, async {
         loop {
             let page = Page::of(vault).await;

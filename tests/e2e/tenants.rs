@@ -12,7 +12,7 @@ use crate::support::{
     API_KEY, Answer, Conn, GOOD, Origin, REAL, Scene, Vault, VaultBuilder, contains, within,
 };
 
-const ADMIN: &str = "the-operator-s-own-key-0123456789";
+pub(crate) const ADMIN: &str = "the-operator-s-own-key-0123456789";
 const TARGET: &str = "good.example.com:443";
 /// Every route that takes a session's id, and with which body.
 const BY_ID: [(&str, &str, &str); 3] = [
@@ -36,7 +36,7 @@ const OPERATOR: [(&str, &str, &str); 8] = [
     ),
 ];
 
-fn with_admin(vault: VaultBuilder) -> VaultBuilder {
+pub(crate) fn with_admin(vault: VaultBuilder) -> VaultBuilder {
     vault.config(|config| config.admin_key = Some(Secret::new(ADMIN.as_bytes().to_vec())))
 }
 
@@ -45,7 +45,7 @@ async fn vault() -> Vault {
 }
 
 /// Makes one call over a connection of its own; without a key where it is empty.
-async fn call(vault: &Vault, key: &str, method: &str, path: &str, body: &str) -> Answer {
+pub(crate) async fn call(vault: &Vault, key: &str, method: &str, path: &str, body: &str) -> Answer {
     let tcp = within("a connection", TcpStream::connect(vault.plain_addr())).await;
     let mut conn = Conn::new(tcp.expect("a connection"));
     let key = match key {
@@ -62,7 +62,7 @@ async fn call(vault: &Vault, key: &str, method: &str, path: &str, body: &str) ->
 }
 
 /// Calls as the operator; the answer has to be good.
-async fn operate(vault: &Vault, method: &str, path: &str, body: &Value) -> Value {
+pub(crate) async fn operate(vault: &Vault, method: &str, path: &str, body: &Value) -> Value {
     let body = match body {
         Value::Null => String::new(),
         body => body.to_string(),
@@ -80,24 +80,24 @@ async fn operate(vault: &Vault, method: &str, path: &str, body: &Value) -> Value
 }
 
 /// Makes a tenant with limits and a key; returns the key.
-async fn tenant(vault: &Vault, name: &str, limits: Value) -> String {
+pub(crate) async fn tenant(vault: &Vault, name: &str, limits: Value) -> String {
     let body = json!({"tenant_id": name, "limits": limits});
     operate(vault, "POST", "/v1/tenants", &body).await;
     key(vault, name).await
 }
 
-async fn key(vault: &Vault, name: &str) -> String {
+pub(crate) async fn key(vault: &Vault, name: &str) -> String {
     let path = format!("/v1/tenants/{name}/keys");
     let made = operate(vault, "POST", &path, &json!({"label": "ci"})).await;
     made["api_key"].as_str().expect("a key").to_owned()
 }
 
-fn sdk(vault: &Vault, key: &str) -> Client {
+pub(crate) fn sdk(vault: &Vault, key: &str) -> Client {
     let base = format!("http://{}", vault.plain_addr());
     Client::builder(base, key).build().expect("a client")
 }
 
-async fn session(vault: &Vault, key: &str) -> CreatedSession {
+pub(crate) async fn session(vault: &Vault, key: &str) -> CreatedSession {
     let made = sdk(vault, key).create_session(&Scene::request()).await;
     made.expect("a session")
 }

@@ -49,6 +49,8 @@ impl Given<'_> {
             .insert("/open".into(), ("canary-from-a-file\n".to_owned(), 0o644));
         let url = "http://canary:canary@p.example:3128\n".to_owned();
         files.0.insert("/proxy".into(), (url, 0o600));
+        let url = "rediss://user:canary@cache.example.com:7000/2\n".to_owned();
+        files.0.insert("/store".into(), (url, 0o600));
         let mut flags = Flags::new(self.file.map(|_| "/c.toml".into()));
         if let Some(text) = self.file {
             files.0.insert("/c.toml".into(), (text.to_owned(), 0o644));
@@ -295,10 +297,6 @@ fn what_is_not_known_is_refused_by_its_full_path() {
         (
             "github.client_id = 'canary'",
             "github: not available in this version (from /c.toml:1)",
-        ),
-        (
-            "store.url = 'redis://canary'",
-            "store.url: expects redb, redb:PATH or memory; other stores are not available in this version (from /c.toml:1)",
         ),
     ] {
         assert_eq!(with_file(file).unwrap_err(), [expected], "{file}");

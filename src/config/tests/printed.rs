@@ -43,11 +43,12 @@ fn examples_are_right() {
         .collect();
     let problems = with_file(&without_comments).err().unwrap_or_default();
     // The files of the examples are what is not there.
-    assert_eq!(problems.len(), 11, "{problems:?}");
+    assert_eq!(problems.len(), 12, "{problems:?}");
     for (problem, expected) in problems.iter().zip([
         "api_key_file: is given beside",
         "admin_key_file: names a file that cannot be read",
         "upstream.proxy_file: names a file that cannot be read",
+        "store.url_file: names a file that cannot be read",
         "gateway.api_key_file: names a file that cannot be read",
         "gateway.jwt_secret_file: names a file that cannot be read",
         "gateway.jwt_secret_previous_file: names a file that cannot be read",
@@ -80,6 +81,7 @@ fn the_effective_configuration_can_be_given_back() {
             "proxy.tls_cert",
             "proxy.tls_key",
             "upstream.proxy_file",
+            "store.url_file",
             "seal.key_file",
             "seal.key_command",
             "audit.file",

@@ -342,7 +342,7 @@ impl Sessions {
             timeout(TAKE_UP, self.tenants.adopt(key, sealed)).await
         } else {
             // The store is this process's too, and may know better than what was told.
-            timeout(TAKE_UP, self.tenants.reload(key)).await
+            timeout(TAKE_UP, self.tenants.reload(key, true)).await
         };
         let lost = match taken {
             Ok(Ok(())) => None,

@@ -5,6 +5,7 @@
 
 mod captures;
 mod endings;
+mod fleet;
 mod link;
 mod live;
 mod patches;

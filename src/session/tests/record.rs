@@ -110,6 +110,7 @@ async fn the_row_holds_the_whole_session() {
     let expected = json!({
         "format": 1,
         "version": 1,
+        "change": record["change"].as_u64().unwrap(),
         "created": u64::try_from(since.unwrap().as_millis()).unwrap(),
         "credential": encoded(created.credential.fingerprint().as_bytes()),
         "secrets": {

@@ -513,9 +513,10 @@ proptest! {
             view: &view,
             credential: &credential,
             created: SystemTime::now(),
+            now: SystemTime::now(),
         };
         let sealed = encode(&keys(), (&own, &id), &written);
-        let opened = decode(&keys(), (&own, &id), &sealed).unwrap();
+        let opened = decode(&keys(), (&own, &id), &sealed, written.now).unwrap();
         prop_assert_eq!(format!("{:?}", &opened.form), format!("{:?}", &form));
         prop_assert_eq!(opened.version, 3);
         prop_assert_eq!(opened.credential, credential);
@@ -540,7 +541,7 @@ proptest! {
         let both = [kept, view.captured.clone()].map(|all| all.iter().map(whole).collect::<Vec<_>>());
         prop_assert_eq!(&both[0], &both[1]);
         let stranger = (&own, &SessionId::generate());
-        prop_assert!(decode(&keys(), stranger, &sealed).is_err());
+        prop_assert!(decode(&keys(), stranger, &sealed, written.now).is_err());
     }
 
     #[test]
@@ -553,13 +554,14 @@ proptest! {
             view: &make_view(&spec, 1, None).0,
             credential: &Credential::generate().fingerprint(),
             created: SystemTime::now(),
+            now: SystemTime::now(),
         };
         let whole = encode(&keys(), (&own, &id), &written);
         let whole = keys().open(&context, &whole).unwrap();
         let part = &whole[..cut.min(whole.len() - 1)];
         for plain in [text.as_bytes(), part] {
             let sealed = keys().seal(&context, plain);
-            prop_assert!(decode(&keys(), (&own, &id), &sealed).is_err());
+            prop_assert!(decode(&keys(), (&own, &id), &sealed, written.now).is_err());
         }
     }
 }

@@ -11,7 +11,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::TlsAcceptor;
 
 /// A CA for origins, and the one key that all its leaves have.
@@ -69,6 +69,20 @@ impl TestCa {
     /// Accepts TLS for any name, for servers that a test writes itself.
     pub(crate) fn acceptor(self: &Arc<Self>) -> TlsAcceptor {
         self.acceptor_of(&[])
+    }
+
+    /// Accepts TLS with a certificate for one name, whatever is asked for.
+    pub(crate) fn acceptor_for(self: &Arc<Self>, name: &str) -> TlsAcceptor {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into().expect("a name"))];
+        let resolver = SingleCertAndKey::from(self.leaf(&params));
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(resolver));
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// Accepts TLS for any name, and protocols by ALPN in this order.

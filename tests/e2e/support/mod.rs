@@ -13,6 +13,7 @@ mod h2_origin;
 mod h2_scene;
 mod obedient;
 mod origin;
+mod redis;
 mod scene;
 mod stream;
 mod vault;
@@ -24,6 +25,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use self::redis::{Redis, Relay};
 pub(crate) use anthropic::{ANSWER, Anthropic, Login};
 pub(crate) use ca::TestCa;
 pub(crate) use chain::{forward, target};

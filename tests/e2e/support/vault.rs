@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -15,6 +16,7 @@ use oshu_vault::config::{Config, OnFull, Resolve};
 use oshu_vault::host::Host;
 use oshu_vault::id::{SessionId, TenantId};
 use oshu_vault::policy::Cidr;
+use oshu_vault::seal::Keyring;
 use oshu_vault::secret::Fingerprint;
 use oshu_vault::store::Store;
 use oshu_vault_sdk::{Client, CreateSession, CreatedSession};
@@ -34,6 +36,7 @@ pub(crate) struct VaultBuilder {
     trusted: Vec<Arc<TestCa>>,
     storage: Storage,
     authority: Option<Arc<CertificateAuthority>>,
+    ca: Option<PathBuf>,
 }
 
 impl VaultBuilder {
@@ -80,6 +83,18 @@ impl VaultBuilder {
         self
     }
 
+    /// Seals with keys of the test's choice.
+    pub(crate) fn keyring(mut self, keyring: Keyring) -> Self {
+        self.storage.keyring = keyring;
+        self
+    }
+
+    /// Has its CA in this folder, which it may share with others.
+    pub(crate) fn ca(mut self, folder: &Path) -> Self {
+        self.ca = Some(folder.to_owned());
+        self
+    }
+
     /// Changes the configuration.
     pub(crate) fn config(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
@@ -95,8 +110,9 @@ impl VaultBuilder {
             self.config.upstream.ca_files.push(path);
         }
         self.config.state_dir = state.path().to_owned();
+        let ca = self.ca.unwrap_or_else(|| state.path().join("ca"));
         let authority = self.authority.unwrap_or_else(|| {
-            let root = Root::load_or_generate(&state.path().join("ca")).expect("a root");
+            let root = Root::load_or_generate(&ca).expect("a root");
             Arc::new(CertificateAuthority::new(root).expect("an authority"))
         });
         let log = AuditLog::default();
@@ -149,6 +165,7 @@ impl Vault {
             trusted: vec![TestCa::shared()],
             storage: Storage::in_memory(),
             authority: None,
+            ca: None,
         }
         .dev(true)
     }

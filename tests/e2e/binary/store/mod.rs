@@ -8,6 +8,7 @@ mod handover;
 mod keys;
 mod kills;
 mod restarts;
+mod shared;
 mod tenants;
 
 use std::path::PathBuf;

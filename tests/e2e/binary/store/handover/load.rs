@@ -17,7 +17,7 @@ use super::{ended, handed_over, request};
 use crate::binary::Server;
 use crate::binary::store::audit::FILE;
 use crate::binary::store::{Made, Place, TARGET, create};
-use crate::support::{Conn, Workload, contains};
+use crate::support::{Conn, Redis, Relay, Workload, contains};
 
 /// How many were sent, and what failed.
 struct Tally {
@@ -184,6 +184,18 @@ async fn restarts(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_while_servers_take_over_from_each_other() {
     let (sent, failures) = restarts(3, (8, Duration::from_millis(20)), 60, &[]).await;
+    assert_eq!(failures, [""; 0], "of {sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_where_the_store_is_that_of_several_nodes() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let relay = Relay::to(&redis).await;
+    let url = relay.url();
+    let store = [("OSHU_VAULT__STORE__URL", url.as_str())];
+    let (sent, failures) = restarts(3, (8, Duration::from_millis(20)), 60, &store).await;
     assert_eq!(failures, [""; 0], "of {sent}");
 }
 

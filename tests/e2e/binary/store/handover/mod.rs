@@ -18,10 +18,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::{HOST, Made, Place, TARGET, kill};
+use super::{HOST, Made, Place, TARGET, kill, shared};
 use crate::binary::{Server, dial, get, mode, next_event};
 use crate::support::clients::client;
-use crate::support::{Conn, Origin, contains, sha256, show, within};
+use crate::support::{Conn, Origin, Redis, Relay, contains, sha256, show, within};
 
 /// Waits until a server says that another has taken over.
 async fn handed_over(server: &mut Server) {
@@ -66,7 +66,21 @@ async fn opened(place: &Place, server: &Server, made: &Made) -> Conn {
 
 #[tokio::test]
 async fn open_tunnels_go_on_and_end_with_their_sessions() {
-    let place = Place::new().await;
+    passes(Place::new().await, "sessions.redb.sock").await;
+}
+
+#[tokio::test]
+async fn open_tunnels_go_on_where_the_store_is_that_of_several_nodes() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let relay = Relay::to(&redis).await;
+    let place = shared::at(Place::new().await, &relay.url());
+    passes(place, "sessions.shared.sock").await;
+}
+
+/// Passes a server on, and checks that what is open goes on as long as its session does.
+async fn passes(place: Place, control: &str) {
     let mut before = place.serve().await;
     let (kept, doomed) = (place.create(&before).await, place.create(&before).await);
     let mut open = opened(&place, &before, &kept).await;
@@ -93,7 +107,7 @@ async fn open_tunnels_go_on_and_end_with_their_sessions() {
     carries(&place, &mut waiting, &sealed, value).await;
     waiting.expect_end().await;
     ended(before).await;
-    let control = place.home.state("sessions.redb.sock");
+    let control = place.home.state(control);
     assert!(control.exists(), "it is the successor's");
     place
         .works(
