@@ -12,7 +12,9 @@ mod form;
 mod health;
 mod idempotency;
 mod open;
+mod paces;
 mod relay;
+mod sign_in;
 mod tenant_form;
 mod tenants;
 mod vault;
@@ -39,6 +41,7 @@ use crate::web::{Admin, ApiKeys, Failure, TaggedFailure};
 pub use certificates::Certificates;
 pub use open::OpenState;
 pub use relay::Relay;
+pub use sign_in::{SignIn, SignInConfig};
 
 /// Where workloads find the proxy, as `host:port`. What is not open is absent.
 #[derive(Clone, Debug, Default)]
@@ -177,6 +180,10 @@ pub fn open_router(state: OpenState) -> Router {
         .route("/api/health", other("GET,HEAD").get(open::health))
         .route("/api/webhooks/stripe", any(webhook::stripe))
         .route("/api/claude/v1/oauth/token", any(relay::token))
+        .route("/api/github/device/code", any(sign_in::device_code))
+        .route("/api/github/device/token", any(sign_in::device_token))
+        .route("/api/github/oauth/token", any(sign_in::exchange))
+        .route("/api/auth/callback", any(sign_in::callback))
         .with_state(state)
 }
 

@@ -10,16 +10,17 @@ use std::time::{Duration, SystemTime};
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
+use http::{Extensions, HeaderValue, StatusCode};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::relay::Relay;
+use super::sign_in::SignIn;
 use super::vault::rfc3339;
 use crate::payment::Webhook;
 use crate::shutdown::Drain;
-use crate::web::TaggedFailure;
+use crate::web::{Connection, TaggedFailure};
 
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
@@ -29,7 +30,9 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 pub struct OpenState {
     pub(super) webhook: Option<Arc<Webhook>>,
     pub(super) relay: Option<Arc<Relay>>,
+    pub(super) sign_in: Option<Arc<SignIn>>,
     pub(super) drain: Drain,
+    danger_plaintext: bool,
 }
 
 impl OpenState {
@@ -38,8 +41,29 @@ impl OpenState {
         Self {
             webhook: None,
             relay: None,
+            sign_in: None,
             drain,
+            danger_plaintext: false,
         }
+    }
+
+    /// Passes credentials on in the clear from everywhere: right only behind something that ends TLS.
+    #[must_use]
+    pub fn with_danger_plaintext(mut self, allow: bool) -> Self {
+        self.danger_plaintext = allow;
+        self
+    }
+
+    /// Lets a request through whose body or answer is a credential.
+    ///
+    /// # Errors
+    /// [`TaggedFailure::TlsRequired`] where others can read along.
+    pub(super) fn expect_private(&self, request: &Extensions) -> Result<(), TaggedFailure> {
+        let connection = request.get::<Connection>();
+        if self.danger_plaintext || connection.is_some_and(Connection::is_private) {
+            return Ok(());
+        }
+        Err(TaggedFailure::TlsRequired)
     }
 
     /// Takes deliveries of Stripe's.
@@ -53,6 +77,13 @@ impl OpenState {
     #[must_use]
     pub fn with_relay(mut self, relay: Option<Arc<Relay>>) -> Self {
         self.relay = relay;
+        self
+    }
+
+    /// Lets people sign in with GitHub.
+    #[must_use]
+    pub fn with_sign_in(mut self, sign_in: Option<Arc<SignIn>>) -> Self {
+        self.sign_in = sign_in;
         self
     }
 }

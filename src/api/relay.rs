@@ -5,9 +5,8 @@
 //! credential of a browser's counts here. Called by the route table.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -16,26 +15,22 @@ use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use quick_cache::sync::Cache;
 
 use super::open::{OpenState, read};
+use super::paces::Paces;
 use crate::callout::{self, Answer, Callout, Limits};
-use crate::pace::Pace;
 use crate::upstream::Upstream;
-use crate::web::{Connection, TaggedFailure};
+use crate::web::TaggedFailure;
 
 /// The longest body, in bytes.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 /// How long the endpoint has.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How many addresses' paces are kept; one that is forgotten starts anew.
-const PACES: usize = 10_000;
 
 /// The way to the endpoint.
 pub struct Relay {
     callout: Callout,
-    per_minute: u32,
-    paces: Cache<IpAddr, Arc<Pace>>,
+    paces: Paces,
 }
 
 impl fmt::Debug for Relay {
@@ -62,16 +57,13 @@ impl Relay {
         };
         Ok(Self {
             callout: Callout::new(upstream, url, limits)?,
-            per_minute,
-            paces: Cache::new(PACES),
+            paces: Paces::per_minute(per_minute),
         })
     }
 
     async fn pass(&self, request: Request) -> Result<Response, TaggedFailure> {
         let (parts, body) = request.into_parts();
-        if let Some(from) = parts.extensions.get::<Connection>() {
-            self.pace(from.peer.ip())?;
-        }
+        self.paces.take(&parts.extensions)?;
         let body = read(body, BODY_LIMIT_BYTES).await?;
         let kind = one(&parts.headers, &CONTENT_TYPE).unwrap_or("application/json");
         let accept = one(&parts.headers, &ACCEPT).unwrap_or("application/json");
@@ -88,14 +80,6 @@ impl Relay {
         }
         Ok(passed(answer))
     }
-
-    fn pace(&self, ip: IpAddr) -> Result<(), TaggedFailure> {
-        let limit = self.per_minute;
-        let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(Pace::per_minute(limit)));
-        let Ok(pace) = self.paces.get_or_insert_with(&source(ip), fresh);
-        let held = pace.take(Instant::now());
-        held.map_err(|wait| TaggedFailure::TooFast(wait.as_secs() + 1))
-    }
 }
 
 /// Serves the route.
@@ -106,7 +90,10 @@ pub(super) async fn token(State(state): State<OpenState>, request: Request) -> R
     let mut response = match *request.method() {
         Method::OPTIONS => preflight(),
         Method::POST => {
-            let passed = relay.pass(request).await;
+            let passed = match state.expect_private(request.extensions()) {
+                Ok(()) => relay.pass(request).await,
+                Err(failure) => Err(failure),
+            };
             passed.unwrap_or_else(IntoResponse::into_response)
         }
         _ => TaggedFailure::MethodNotAllowed("POST,OPTIONS").into_response(),
@@ -150,15 +137,4 @@ fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?.to_str().ok()?;
     values.next().is_none().then_some(first)
-}
-
-/// Returns what one client can choose from: of IPv6 a whole /64.
-fn source(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        ip @ IpAddr::V4(_) => ip,
-    }
 }

@@ -11,7 +11,7 @@ use axum::extract::Request;
 use axum::routing::any;
 
 use super::Error;
-use crate::api::{self, OpenState, Relay};
+use crate::api::{self, OpenState, Relay, SignIn, SignInConfig};
 use crate::audit::Sink;
 use crate::config::{Config, PageUrl, PaymentProvider};
 use crate::gateway::{self, Gateway};
@@ -73,8 +73,10 @@ pub(super) fn beside(
     shared: &Shared<'_>,
 ) -> Result<Routes, Error> {
     let open = OpenState::new(shared.drain.clone())
+        .with_danger_plaintext(config.danger_plaintext_management)
         .with_webhook(webhook(config, paying)?)
-        .with_relay(relay(config, shared)?);
+        .with_relay(relay(config, shared)?)
+        .with_sign_in(sign_in(config, shared)?);
     let open = api::open_router(open);
     let gateway = gateway(config, paying, shared)?.map(|gateway| {
         let serve = move |request: Request| {
@@ -164,6 +166,24 @@ fn relay(config: &Config, shared: &Shared<'_>) -> Result<Option<Arc<Relay>>, Err
         settings.oauth_requests_per_minute,
     );
     Ok(Some(Arc::new(relay.map_err(Error::OauthTokens)?)))
+}
+
+/// Sets signing in with GitHub up, where there is an OAuth app.
+fn sign_in(config: &Config, shared: &Shared<'_>) -> Result<Option<Arc<SignIn>>, Error> {
+    let github = &config.github;
+    let Some(client_id) = &github.client_id else {
+        return Ok(None);
+    };
+    let return_to = github.return_to.iter();
+    let config = SignInConfig {
+        url: github.url.as_str().to_owned(),
+        client_id: client_id.as_str().to_owned(),
+        client_secret: github.client_secret.clone(),
+        return_to: return_to.map(|url| url.as_str().to_owned()).collect(),
+        requests_per_minute: github.requests_per_minute,
+    };
+    let sign_in = SignIn::new(Arc::clone(shared.upstream), config);
+    Ok(Some(Arc::new(sign_in.map_err(Error::Github)?)))
 }
 
 /// Sets Stripe's webhook up, where it has a secret.

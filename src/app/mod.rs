@@ -95,6 +95,9 @@ pub enum Error {
     /// The endpoint of OAuth tokens cannot be reached by this URL.
     #[error("gateway.oauth_token_url: the endpoint cannot be called")]
     OauthTokens(#[source] callout::Error),
+    /// GitHub cannot be reached by this URL.
+    #[error("github.url: GitHub cannot be called")]
+    Github(#[source] callout::Error),
     /// `WorkOS` is to be asked, and there is no key for it.
     #[error("payment.workos.api_key: expects the operator's key at WorkOS")]
     NoWorkosKey,

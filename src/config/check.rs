@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::gateway;
+use super::github;
 use super::raw::Reading;
 use super::settings::{Draft, find};
 use super::source::{Flags, Source};
@@ -73,6 +74,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     read_store_url(&mut reading, source);
     gateway::read_secrets(&mut reading, source);
     gateway::check(&mut reading);
+    github::check(&mut reading);
     check_seal(&mut reading);
     check_limits(&mut reading);
     check_audit(&mut reading);

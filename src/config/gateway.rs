@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::github::CLIENT_SECRET as GITHUB_SECRET;
 use super::raw::Reading;
 use super::settings::{Draft, Shape};
 use super::source::Source;
@@ -177,6 +178,19 @@ impl Value for Word {
     }
 }
 
+impl Item for Word {
+    const EXPECTS: &'static str = "1 to 600 visible ASCII characters without blanks";
+    const NAME: &'static str = "TEXT";
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
+
+    fn print(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
 impl Value for PaymentProvider {
     const SHAPE: Shape = Shape::One;
     const NAME: &'static str = "local|workos";
@@ -206,6 +220,11 @@ impl ServiceUrl {
     /// Parses `https://HOST[:PORT][/PATH]`, or the same with http for loopback.
     pub fn parse(text: &str) -> Option<Self> {
         callout::is_url(text).then(|| Self(text.to_owned()))
+    }
+
+    /// Takes an address of this program's own.
+    pub(super) fn literal(text: &'static str) -> Self {
+        Self(text.to_owned())
     }
 
     /// Returns the text form.
@@ -294,6 +313,7 @@ pub(super) struct SecretFiles {
     pub(super) workos: Option<PathBuf>,
     pub(super) stripe: Option<PathBuf>,
     pub(super) stripe_previous: Option<PathBuf>,
+    pub(super) github: Option<PathBuf>,
 }
 
 /// A secret that comes from the environment or from a file.
@@ -305,7 +325,7 @@ struct Secrets {
     least_bytes: usize,
 }
 
-const SECRETS: [Secrets; 6] = [
+const SECRETS: [Secrets; 7] = [
     Secrets {
         key: API_KEY,
         file_key: "gateway.api_key_file",
@@ -348,10 +368,17 @@ const SECRETS: [Secrets; 6] = [
         slot: |draft| &mut draft.config.payment.stripe.webhook_secret_previous,
         least_bytes: 0,
     },
+    Secrets {
+        key: GITHUB_SECRET,
+        file_key: "github.client_secret_file",
+        file: |files| &mut files.github,
+        slot: |draft| &mut draft.config.github.client_secret,
+        least_bytes: 0,
+    },
 ];
 
 /// Returns every secret by its name, for print.
-pub(super) fn secrets(config: &Config) -> [(&'static str, &Option<Secret>); 6] {
+pub(super) fn secrets(config: &Config) -> [(&'static str, &Option<Secret>); 7] {
     let (gateway, payment) = (&config.gateway, &config.payment);
     [
         (API_KEY, &gateway.api_key),
@@ -363,6 +390,7 @@ pub(super) fn secrets(config: &Config) -> [(&'static str, &Option<Secret>); 6] {
             STRIPE_SECRET_PREVIOUS,
             &payment.stripe.webhook_secret_previous,
         ),
+        (GITHUB_SECRET, &config.github.client_secret),
     ]
 }
 

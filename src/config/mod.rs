@@ -7,6 +7,7 @@
 
 mod check;
 mod gateway;
+mod github;
 mod raw;
 mod settings;
 mod show;
@@ -29,6 +30,7 @@ pub use check::state_dir;
 pub use gateway::{
     Gateway, PageUrl, Payment, PaymentProvider, PaymentStripe, PaymentWorkos, ServiceUrl, Word,
 };
+pub use github::{Github, ReturnTo};
 pub use settings::{SETTINGS, Setting, Shape};
 pub use source::{Disk, FileContent, Files, Flags, SEAL_KEYS_LIMIT_BYTES, Source};
 pub use store::{Prefix, Shared, Store};
@@ -79,6 +81,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// Who knows whether an account is paid.
     pub payment: Payment,
+    /// Signing in with GitHub.
+    pub github: Github,
 }
 
 impl Default for Config {
@@ -103,6 +107,7 @@ impl Default for Config {
             audit: Audit::default(),
             gateway: Gateway::default(),
             payment: Payment::default(),
+            github: Github::default(),
         }
     }
 }

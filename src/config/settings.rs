@@ -13,7 +13,12 @@ use super::value::{Raw, UnscopedSecrets, Value};
 pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
 
 /// Keys, and sections with all their keys, that later versions have.
-const LATER: &[&str] = &["api", "gateway.danger_extra_paths", "github", "sandbox"];
+const LATER: &[&str] = &[
+    "api",
+    "gateway.danger_extra_paths",
+    "github.api_url",
+    "sandbox",
+];
 
 /// How many values a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -414,6 +419,27 @@ pub const SETTINGS: &[Setting] = &[
         "A file that holds what Stripe signed deliveries with before and is still accepted. The other \
          way is the environment variable OSHU_VAULT__PAYMENT__STRIPE__WEBHOOK_SECRET_PREVIOUS."),
 
+    setting!("github.url", config.github.url, Anywhere, None, "\"https://github.com\"",
+        "Where people sign in: GitHub, or an enterprise's own."),
+    setting!("github.client_id", config.github.client_id, Anywhere, None,
+        "\"Iv1.0123456789abcdef\"",
+        "The id of the OAuth app. Without it there is no route of /api/github and no callback."),
+    setting!("github.client_secret", config.github.client_secret,
+        Environment("OSHU_VAULT__GITHUB__CLIENT_SECRET"), None, "\"\"",
+        "The secret of the OAuth app."),
+    setting!("github.client_secret_file", secret_files.github, Anywhere, None,
+        "\"/run/secrets/oshu-vault-github\"",
+        "A file that holds the secret of the OAuth app, readable by its owner alone. The other way \
+         is the environment variable OSHU_VAULT__GITHUB__CLIENT_SECRET. Without either codes are not \
+         exchanged; the device flow needs none."),
+    setting!("github.return_to", config.github.return_to, Anywhere, None,
+        "[\"https://app.example.com\", \"myapp://\"]",
+        "Where GET /api/auth/callback may send people with their code, letter for letter: origins, or \
+         URLs of applications. Nowhere by default."),
+    setting!("github.requests_per_minute", config.github.requests_per_minute, Anywhere, None, "30",
+        "Requests of one address (of IPv6: of one /64) to sign in a minute in the long run; as many \
+         may come at once. More are answered 429."),
+
     setting!("limits.first_byte_timeout_ms", config.limits.first_byte_timeout, Anywhere, None,
         "15000", "Milliseconds for the first byte of a connection, and of a tunnel after the answer to \
          CONNECT."),
@@ -583,7 +609,8 @@ mod tests {
             ("gateway.api_key", false),
             ("gateway.danger_extra_paths", true),
             ("payment.workos", false),
-            ("github.client_id", true),
+            ("github.client_id", false),
+            ("github.api_url", true),
         ] {
             assert_eq!(is_later(path), later, "{path}");
         }

@@ -29,6 +29,9 @@ pub enum TaggedFailure {
     /// Through the proxy only the gateway is served at our own address.
     #[error("through the proxy only the gateway is served here")]
     OwnAddress,
+    /// What is asked for or answered is a credential, and the connection is in the clear.
+    #[error("credentials are taken and given over TLS only: use https")]
+    TlsRequired,
     /// The body did not arrive whole and in time.
     #[error("the body did not arrive")]
     Slow,
@@ -59,6 +62,7 @@ impl TaggedFailure {
             ),
             Self::NotFound => (S::NOT_FOUND, "not found", "NotFound"),
             Self::OwnAddress => (S::FORBIDDEN, "forbidden", "Forbidden"),
+            Self::TlsRequired => (S::FORBIDDEN, "tls required", "TlsRequired"),
             Self::Slow => (S::REQUEST_TIMEOUT, "request timeout", "RequestTimeout"),
             Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "payload too large", "PayloadTooLarge"),
             Self::TooFast(_) => (S::TOO_MANY_REQUESTS, "too many requests", "TooManyRequests"),

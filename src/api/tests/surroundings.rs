@@ -1,7 +1,9 @@
 //! What stands around the sessions: keys, credentials in the clear, routes, files, health.
 
 use super::*;
-use crate::api::public_router;
+use crate::api::{OpenState, Relay, SignIn, SignInConfig, open_router, public_router};
+use crate::callout::upstream_of_tests;
+use crate::secret::Secret;
 
 #[tokio::test]
 async fn without_a_good_key_nothing_of_a_tenant_is_told() {
@@ -93,6 +95,53 @@ async fn credentials_in_the_clear_are_refused() {
         .extensions_mut()
         .insert(connection(false, "0.0.0.0:8080"));
     assert_eq!(safe.send(request).await.status, 200);
+}
+
+#[tokio::test]
+async fn codes_and_tokens_of_people_do_not_travel_in_the_clear() {
+    // Nobody listens there: what is let through is 400 or 502.
+    let nowhere = "http://127.0.0.1:9";
+    let open = |danger: bool| {
+        let config = SignInConfig {
+            url: nowhere.to_owned(),
+            client_id: "client".to_owned(),
+            client_secret: Some(Secret::new(b"canary".to_vec())),
+            return_to: vec!["https://app.example.com".to_owned()],
+            requests_per_minute: 100,
+        };
+        let sign_in = SignIn::new(upstream_of_tests(), config).unwrap();
+        let relay = Relay::new(upstream_of_tests(), nowhere, 100).unwrap();
+        let state = OpenState::new(Drain::default());
+        let state = state.with_danger_plaintext(danger);
+        let state = state.with_sign_in(Some(Arc::new(sign_in)));
+        open_router(state.with_relay(Some(Arc::new(relay))))
+    };
+    let (safe, danger) = (open(false), open(true));
+    for (way, private) in [
+        (Some(connection(true, "0.0.0.0:8443")), true),
+        (Some(connection(false, "127.0.0.1:8080")), true),
+        (Some(connection(false, "192.0.2.1:8080")), false),
+        (None, false),
+    ] {
+        for path in [
+            "/api/github/device/code",
+            "/api/github/device/token",
+            "/api/github/oauth/token",
+            "/api/auth/callback?code=a&state=b",
+            "/api/claude/v1/oauth/token",
+        ] {
+            let ask = async |router: &Router| {
+                let request = http::Request::post(path).body(Body::from("{}"));
+                let mut request = request.unwrap();
+                if let Some(way) = way {
+                    request.extensions_mut().insert(way);
+                }
+                router.clone().call(request).await.unwrap().status()
+            };
+            assert_eq!(ask(&safe).await == 403, !private, "{way:?} {path}");
+            assert_ne!(ask(&danger).await, 403, "{way:?} {path}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -114,6 +114,62 @@ fn mistakes_of_the_gateway_are_told_by_name() {
 }
 
 #[test]
+fn an_app_of_github_has_an_id() {
+    const SECRET: (&str, &str) = ("OSHU_VAULT__GITHUB__CLIENT_SECRET", "canary-client-secret");
+    let file = "github.client_id = 'Iv1.x'\ngithub.return_to = ['https://a.example', 'myapp://']\n\
+                github.requests_per_minute = 3\ngithub.url = 'https://git.example'\n";
+    let config = load(&[SECRET], file).unwrap();
+    let github = &config.github;
+    let places: Vec<&str> = github.return_to.iter().map(ReturnTo::as_str).collect();
+    assert_eq!(places, ["https://a.example", "myapp://"]);
+    assert_eq!(github.client_id.as_ref().unwrap().as_str(), "Iv1.x");
+    assert_eq!(
+        (github.requests_per_minute, github.url.as_str()),
+        (3, "https://git.example")
+    );
+    let printed = format!("{}{config:?}", config.redacted());
+    assert!(!printed.contains("canary"), "{printed}");
+    assert!(
+        printed.contains("# github.client_secret: set (redacted)"),
+        "{printed}"
+    );
+    let none = load(&[], "").unwrap().github;
+    assert!(none.client_id.is_none() && none.return_to.is_empty());
+    let cases: [Mistake<'_>; 5] = [
+        (
+            &[SECRET],
+            "",
+            "github.client_id: is needed beside github.client_secret (not set)",
+        ),
+        (
+            &[],
+            "github.return_to = ['https://a.example']",
+            "github.client_id: is needed beside github.return_to (not set)",
+        ),
+        (
+            &[],
+            "github.client_secret = 'canary-client-secret'",
+            "github.client_secret: must not be given here: set OSHU_VAULT__GITHUB__CLIENT_SECRET or github.client_secret_file (from /c.toml:1)",
+        ),
+        (
+            &[],
+            "github.api_url = 'https://api.git.example'",
+            "github.api_url: not available in this version (from /c.toml:1)",
+        ),
+        (
+            &[],
+            "github.client_id = 'x'\ngithub.return_to = ['https://canary@a.example']",
+            "github.return_to: entry 1 expects https://HOST",
+        ),
+    ];
+    for (variables, file, expected) in cases {
+        let problems = load(variables, file).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(expected), "{file}: {problems:?}");
+    }
+}
+
+#[test]
 fn only_who_is_asked_has_secrets() {
     const WORKOS: (&str, &str) = (
         "OSHU_VAULT__PAYMENT__WORKOS__API_KEY",

@@ -295,8 +295,8 @@ fn what_is_not_known_is_refused_by_its_full_path() {
             "payment.workos.api_key: must not be given here: set OSHU_VAULT__PAYMENT__WORKOS__API_KEY or payment.workos.api_key_file (from /c.toml:2)",
         ),
         (
-            "github.client_id = 'canary'",
-            "github: not available in this version (from /c.toml:1)",
+            "github.api_url = 'canary'",
+            "github.api_url: not available in this version (from /c.toml:1)",
         ),
     ] {
         assert_eq!(with_file(file).unwrap_err(), [expected], "{file}");

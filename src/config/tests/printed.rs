@@ -55,6 +55,7 @@ fn examples_are_right() {
         "payment.workos.api_key_file: names a file that cannot be read",
         "payment.stripe.webhook_secret_file: names a file that cannot be read",
         "payment.stripe.webhook_secret_previous_file: names a file that cannot be read",
+        "github.client_secret_file: names a file that cannot be read",
         "seal.key_command: is given beside seal.key_file (from /c.toml",
         "audit.file: has no use without audit.sink = \"file\" (from /c.toml",
     ]) {
@@ -92,6 +93,8 @@ fn the_effective_configuration_can_be_given_back() {
             "payment.workos.api_key_file",
             "payment.stripe.webhook_secret_file",
             "payment.stripe.webhook_secret_previous_file",
+            "github.client_id",
+            "github.client_secret_file",
         ]
         .contains(&setting.key);
         let name = setting.key.split_once('.');

@@ -10,6 +10,7 @@ mod inner;
 mod payment;
 mod records;
 mod relay;
+mod sign_in;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};

@@ -7,14 +7,17 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use oshu_vault::api::{SignIn, SignInConfig};
 use oshu_vault::app::Storage;
 use oshu_vault::audit::{Kind, Record, Sink};
 use oshu_vault::callout::Answer;
 use oshu_vault::cli::{SecretFlag, SecretFrom};
 use oshu_vault::config::{
-    Config, FileContent, Flags, Gateway, Payment, PaymentStripe, PaymentWorkos, Seal, Source,
+    Config, FileContent, Flags, Gateway, Github, Payment, PaymentStripe, PaymentWorkos, Seal,
+    Source,
 };
 use oshu_vault::gateway::UsageReader;
 use oshu_vault::host::HostPort;
@@ -31,7 +34,7 @@ use oshu_vault::swap::{
     BodyKind, BodySwap, Decoder, Lookup, ScrubStream, Scrubber, Swapper, TokenAnswer,
 };
 use oshu_vault::tenant::{Limits, Tenants};
-use oshu_vault::upstream::UpstreamProxy;
+use oshu_vault::upstream::{self, Upstream, UpstreamProxy};
 use oshu_vault::web::{ApiKeys, Json, JsonBody, MergePatch};
 use oshu_vault::wire::{
     Body, Connection, Flow, Framing, Outbox, parse_answer, parse_request, parse_trailers,
@@ -253,6 +256,30 @@ fn model_calls(printed: &mut Printed) -> (Gateway, Payment) {
         webhook_secret_previous: Some(secret()),
     };
     printed.add("PaymentStripe", &stripe);
+    let github = Github {
+        client_secret: Some(secret()),
+        ..Github::default()
+    };
+    printed.add("Github", &github);
+    let sign_in = SignInConfig {
+        url: "https://github.com".to_owned(),
+        client_id: "client".to_owned(),
+        client_secret: Some(secret()),
+        return_to: Vec::new(),
+        requests_per_minute: 1,
+    };
+    printed.add("SignInConfig", &sign_in);
+    let upstream = Upstream::new(upstream::Config {
+        overrides: Vec::new(),
+        roots: Arc::new(rustls::RootCertStore::empty()),
+        rules: Arc::new(AddressRules::new(Vec::new(), false)),
+        proxy: None,
+        dns_timeout: Duration::ZERO,
+        connect_timeout: Duration::ZERO,
+        handshake_timeout: Duration::ZERO,
+    });
+    let upstream = Arc::new(upstream.expect("a way out"));
+    printed.add("SignIn", &SignIn::new(upstream, sign_in).expect("a URL"));
     let shown = Presented::One(zeroize::Zeroizing::new(VALUE.to_owned()));
     printed.add("Presented", &shown);
     let head = format!("HTTP/1.1 200 OK\r\nX-Key: {VALUE}\r\n\r\n");

@@ -1,0 +1,79 @@
+//! How fast one address may ask for what needs no key of ours.
+//!
+//! So many addresses are remembered; one that is forgotten starts anew. Called by the routes that
+//! pass something on to a service.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::Extensions;
+use quick_cache::sync::Cache;
+
+use crate::pace::Pace;
+use crate::web::{Connection, TaggedFailure};
+
+/// How many addresses' paces are kept.
+const PACES: usize = 10_000;
+
+/// The paces of addresses.
+pub(super) struct Paces {
+    per_minute: u32,
+    paces: Cache<IpAddr, Arc<Pace>>,
+}
+
+impl Paces {
+    /// Lets one address ask so many times a minute in the long run, and as often at once.
+    pub(super) fn per_minute(per_minute: u32) -> Self {
+        Self {
+            per_minute,
+            paces: Cache::new(PACES),
+        }
+    }
+
+    /// Takes one request of the address that a request came from.
+    ///
+    /// # Errors
+    /// [`TaggedFailure::TooFast`].
+    pub(super) fn take(&self, request: &Extensions) -> Result<(), TaggedFailure> {
+        let Some(from) = request.get::<Connection>() else {
+            return Ok(());
+        };
+        let fresh =
+            || Ok::<_, std::convert::Infallible>(Arc::new(Pace::per_minute(self.per_minute)));
+        let Ok(pace) = self
+            .paces
+            .get_or_insert_with(&source(from.peer.ip()), fresh);
+        let held = pace.take(Instant::now());
+        held.map_err(|wait| TaggedFailure::TooFast(wait.as_secs() + 1))
+    }
+}
+
+/// Returns what one client can choose from: of IPv6 a whole /64.
+fn source(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        ip @ IpAddr::V4(_) => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_client_are_one() {
+        for (one, other, same) in [
+            ("10.0.0.1", "::ffff:10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.2", false),
+            ("2001:db8::1", "2001:db8::ffff:1", true),
+            ("2001:db8::1", "2001:db8:0:1::1", false),
+        ] {
+            let [a, b] = [one, other].map(|text| source(text.parse().unwrap()));
+            assert_eq!(a == b, same, "{one} {other}");
+        }
+    }
+}
