@@ -93,6 +93,7 @@ struct DeviceCodeAsked {
 
 /// What GitHub answers to it, and all that a caller gets.
 #[derive(Deserialize, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names are those of OAuth")]
 struct DeviceCode {
     device_code: String,
     user_code: String,
@@ -117,6 +118,7 @@ struct ExchangeAsked {
 
 /// A token of GitHub's, and all that a caller gets.
 #[derive(Deserialize, Serialize, Zeroize, ZeroizeOnDrop)]
+#[expect(clippy::struct_field_names, reason = "the names are those of OAuth")]
 struct Token {
     access_token: String,
     token_type: String,

@@ -124,6 +124,7 @@ fn gateway(
         answer_timeout: config.limits.answer_timeout,
         silence_timeout: config.limits.exchange_idle_timeout,
         requests_per_minute: settings.requests_per_minute,
+        connections: config.limits.session_connections,
         danger_plaintext: config.danger_plaintext_management,
     };
     let gateway = Gateway::new(config, parts).map_err(Error::ModelProvider)?;

@@ -14,10 +14,10 @@ use crate::id::AccountId;
 use crate::identity::{Presented, Workload, WorkloadKeys, presented};
 use crate::pace::Pace;
 use crate::payment::{PaymentCheck, Standing};
-use crate::serve::{Newcomer, Throttle};
+use crate::serve::{Newcomer, Seats, Throttle};
 use crate::web::{Connection, ModelFailure};
 
-/// How many accounts' paces are kept; one that is forgotten starts anew.
+/// How many accounts' paces and connections are kept; one that is forgotten starts anew.
 const PACES: usize = 10_000;
 
 /// Admits callers.
@@ -27,6 +27,9 @@ pub(super) struct Admission {
     throttle: Arc<Throttle>,
     per_minute: Option<u32>,
     paces: Cache<AccountId, Arc<Pace>>,
+    /// How many connections one account may have at once, and those that it has.
+    connections: usize,
+    seats: Cache<AccountId, Seats>,
     danger_plaintext: bool,
 }
 
@@ -41,7 +44,7 @@ impl Admission {
         keys: WorkloadKeys,
         check: Arc<dyn PaymentCheck>,
         throttle: Arc<Throttle>,
-        per_minute: Option<u32>,
+        (per_minute, connections): (Option<u32>, usize),
         danger_plaintext: bool,
     ) -> Self {
         Self {
@@ -50,6 +53,8 @@ impl Admission {
             throttle,
             per_minute,
             paces: Cache::new(PACES),
+            connections,
+            seats: Cache::new(PACES),
             danger_plaintext,
         }
     }
@@ -83,7 +88,12 @@ impl Admission {
             }
         };
         if let Some(newcomer) = parts.extensions.get::<Newcomer>() {
-            newcomer.known();
+            // Its code is not the operator's: its connections are counted, and one that a session has
+            // stays with the session.
+            let fresh = || Ok::<_, std::convert::Infallible>(Seats::new(self.connections));
+            let Ok(seats) = self.seats.get_or_insert_with(&workload.account, fresh);
+            let seated = newcomer.seat_if_unowned(&seats);
+            seated.map_err(|_crowded| ModelFailure::TooManyConnections)?;
         }
         self.pace(&workload.account)?;
         Ok(Admitted { workload, shown })
@@ -157,7 +167,8 @@ mod tests {
         field: &str,
     ) -> Result<(), ModelFailure> {
         let throttle = Arc::new(Throttle::new(50, Duration::from_mins(5)));
-        let admission = Admission::new(keys(), Arc::new(Unasked), throttle, None, danger);
+        let paces = (None, 1);
+        let admission = Admission::new(keys(), Arc::new(Unasked), throttle, paces, danger);
         let connection = Connection {
             peer: SocketAddr::from(([10, 0, 0, 2], 1)),
             tls,

@@ -15,6 +15,7 @@ use http_body_util::BodyExt as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::room::Held;
 use crate::web::ModelFailure;
 
 /// The longest body, in bytes: what the model provider takes.
@@ -31,6 +32,8 @@ pub(super) struct Ask {
     /// The most tokens that the request may use: those of its answer, and one for each byte of its
     /// own, of which no token has less.
     pub(super) most: u64,
+    /// The memory that it takes; given back when it is dropped.
+    _held: Held,
 }
 
 impl fmt::Debug for Ask {
@@ -47,8 +50,13 @@ impl Ask {
     /// Reads a body.
     ///
     /// # Errors
-    /// [`ModelFailure::BadRequest`], [`ModelFailure::TooLarge`] and [`ModelFailure::Slow`].
-    pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Self, ModelFailure> {
+    /// [`ModelFailure::BadRequest`], [`ModelFailure::TooLarge`], [`ModelFailure::Slow`], and those of
+    /// `room`, which is asked for the memory of a whole body before a byte of it is read.
+    pub(super) async fn read(
+        headers: &HeaderMap,
+        body: Body,
+        room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
+    ) -> Result<Self, ModelFailure> {
         let mut codings = headers.get_all(CONTENT_ENCODING).iter();
         if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             let text = "the body must be JSON without a content coding";
@@ -56,16 +64,18 @@ impl Ask {
         }
         let announced = headers.get(CONTENT_LENGTH);
         let announced = announced.and_then(|value| value.to_str().ok()?.parse().ok());
-        let announced = announced.unwrap_or(0);
-        if announced > BODY_LIMIT_BYTES {
+        let announced: Option<usize> = announced;
+        if announced.is_some_and(|bytes| bytes > BODY_LIMIT_BYTES) {
             return Err(ModelFailure::TooLarge);
         }
+        let held = room(announced.unwrap_or(BODY_LIMIT_BYTES))?;
+        let announced = announced.unwrap_or(0);
         let read = tokio::time::timeout(BODY_DEADLINE, collect(body, announced)).await;
         let body = read.map_err(|_elapsed| ModelFailure::Slow)??;
-        Self::of(body)
+        Self::of(body, held)
     }
 
-    fn of(body: Bytes) -> Result<Self, ModelFailure> {
+    fn of(body: Bytes, held: Held) -> Result<Self, ModelFailure> {
         let read = serde_json::from_slice::<Fields>(&body).map_err(|_odd| {
             ModelFailure::BadRequest(
                 "the body must be a JSON object in which model, a text, and max_tokens, a whole \
@@ -76,7 +86,8 @@ impl Ask {
         Ok(Self {
             body,
             model: read.model.unwrap_or_default(),
-            most: own.saturating_add(read.max_tokens.unwrap_or_default()),
+            most: own.saturating_add(read.max_tokens.unwrap_or_default().into()),
+            _held: held,
         })
     }
 }
@@ -101,7 +112,8 @@ async fn collect(mut body: Body, announced: usize) -> Result<Bytes, ModelFailure
 #[derive(Default)]
 struct Fields {
     model: Option<String>,
-    max_tokens: Option<u64>,
+    /// More than this is no number of tokens.
+    max_tokens: Option<u32>,
 }
 
 impl<'de> Deserialize<'de> for Fields {
@@ -147,9 +159,15 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::room::Room;
+    use crate::id::AccountId;
+
+    fn room(bytes: usize) -> Result<Held, ModelFailure> {
+        Room::new().take(&AccountId::of_number(1), bytes)
+    }
 
     fn ask(text: &str) -> Result<Ask, ModelFailure> {
-        Ask::of(Bytes::copy_from_slice(text.as_bytes()))
+        Ask::of(Bytes::copy_from_slice(text.as_bytes()), room(0)?)
     }
 
     #[test]
@@ -183,6 +201,7 @@ mod tests {
             r#"{"max_tokens":1.5}"#,
             r#"{"max_tokens":-1}"#,
             r#"{"max_tokens":"5"}"#,
+            r#"{"max_tokens":4294967296}"#,
             r#"{"model":1}"#,
             r#"{"max_tokens":1}{"max_tokens":2}"#,
         ] {
@@ -198,14 +217,29 @@ mod tests {
     async fn a_body_is_bounded_and_in_the_clear() {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
-        let refused = Ask::read(&headers, Body::from("{}")).await;
+        let refused = Ask::read(&headers, Body::from("{}"), room).await;
         assert!(matches!(refused, Err(ModelFailure::BadRequest(_))));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_LENGTH, "33554433".parse().unwrap());
-        let refused = Ask::read(&headers, Body::from("{}")).await;
+        let refused = Ask::read(&headers, Body::from("{}"), room).await;
         assert!(matches!(refused, Err(ModelFailure::TooLarge)));
         let long = vec![b' '; BODY_LIMIT_BYTES + 1];
-        let refused = Ask::read(&HeaderMap::new(), Body::from(long)).await;
+        let refused = Ask::read(&HeaderMap::new(), Body::from(long), room).await;
         assert!(matches!(refused, Err(ModelFailure::TooLarge)));
+        // Room is asked for before a byte is read, for what may come at most.
+        let mut asked = Vec::new();
+        for announced in ["", "2", "33554432"] {
+            let mut headers = HeaderMap::new();
+            if !announced.is_empty() {
+                headers.insert(CONTENT_LENGTH, announced.parse().unwrap());
+            }
+            let none = |bytes| {
+                asked.push(bytes);
+                Err(ModelFailure::NoRoom)
+            };
+            let refused = Ask::read(&headers, Body::from("{}"), none).await;
+            assert!(matches!(refused, Err(ModelFailure::NoRoom)));
+        }
+        assert_eq!(asked, [BODY_LIMIT_BYTES, 2, BODY_LIMIT_BYTES]);
     }
 }

@@ -7,9 +7,11 @@
 
 mod admit;
 mod ask;
+mod events;
 mod fields;
 mod passing;
 mod path;
+mod room;
 mod usage;
 
 use std::fmt;
@@ -28,6 +30,7 @@ use self::ask::Ask;
 use self::fields::Credential;
 use self::passing::{Account, Passing};
 use self::path::Call;
+use self::room::Room;
 use crate::audit::{Decision, Handed, Kind, Record, Sink, Traffic};
 use crate::callout::{self, Callout, Opened};
 use crate::id::RequestId;
@@ -60,6 +63,8 @@ pub struct Config {
     pub silence_timeout: Option<Duration>,
     /// Requests of one account a minute; none for any number.
     pub requests_per_minute: Option<u32>,
+    /// Connections of one account at once, beside those that are a session's.
+    pub connections: usize,
     /// Takes credentials in the clear from everywhere: right only behind something that ends TLS.
     pub danger_plaintext: bool,
 }
@@ -98,6 +103,7 @@ pub struct Gateway {
     payment_url: Option<Arc<str>>,
     answer_timeout: Option<Duration>,
     silence_timeout: Option<Duration>,
+    room: Room,
 }
 
 impl fmt::Debug for Gateway {
@@ -131,7 +137,7 @@ impl Gateway {
                 parts.keys,
                 parts.check,
                 parts.throttle,
-                config.requests_per_minute,
+                (config.requests_per_minute, config.connections),
                 config.danger_plaintext,
             ),
             ledger: parts.ledger,
@@ -139,6 +145,7 @@ impl Gateway {
             payment_url: config.payment_url,
             answer_timeout: config.answer_timeout,
             silence_timeout: config.silence_timeout,
+            room: Room::new(),
         })
     }
 
@@ -192,7 +199,10 @@ impl Gateway {
             return Err(ModelFailure::Unpaid(self.payment_url.clone()));
         }
         let ask = match call.method() {
-            "POST" => Some(Ask::read(&parts.headers, body).await?),
+            "POST" => {
+                let account = &admitted.workload.account;
+                Some(Ask::read(&parts.headers, body, |bytes| self.room.take(account, bytes)).await?)
+            }
             _ => None,
         };
         let costs = ask.as_ref().filter(|_| call == Call::Messages);

@@ -1,21 +1,18 @@
 //! What an answer used: tokens and model, read from a JSON answer or a stream as it passes.
 //!
 //! Bytes are looked at in whatever pieces they come, in bounded memory; nothing is changed or held
-//! back. A stream tells its usage at its start and, cumulatively, before its end; what is not known
-//! is passed over. An answer that was cut off is counted from what came. Called by the forwarding.
+//! back. A stream tells its usage at its start and, cumulatively, before its end; what an event is
+//! says its own `type` and no text in it. An answer that was cut off is counted from what came, and
+//! as unknown where that does not show what it cost. Called by the forwarding.
 
 use std::fmt;
 use std::mem;
 
-use memchr::memchr2;
-use memchr::memmem;
 use serde::Deserialize;
 
+use super::events::{Data, HELD_LIMIT_BYTES, Stream};
 use crate::payment::Tokens;
 
-/// The most bytes of one event's data, or of one value of an answer, that are held: those that tell
-/// of usage have some hundred.
-const HELD_LIMIT_BYTES: usize = 16 * 1024;
 /// How many bytes of an answer that was cut off count as a token. A token has three to four letters,
 /// and each event has some hundred bytes around it, so that this counts too much rather than too
 /// little.
@@ -28,7 +25,8 @@ pub struct Counted {
     pub tokens: Tokens,
     /// The model that answered.
     pub model: Option<String>,
-    /// Whether any usage was told: an answer that is an error tells none.
+    /// Whether the usage is known: an answer that is an error tells none, and one that was cut off may
+    /// have cost what nothing in it shows.
     pub told: bool,
     /// Whether the answer came to its end. Where it did not, the output is estimated from what came.
     pub whole: bool,
@@ -38,13 +36,27 @@ pub struct Counted {
 pub struct UsageReader {
     form: Form,
     counted: Counted,
-    /// The bytes of the events that carry output.
+}
+
+/// What the events of a stream have shown, beside their usage.
+#[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each was seen or not")]
+struct Shown {
+    /// The bytes of the events that carry output, and of those that cannot be read.
     output_bytes: u64,
+    /// There was output that is not shown, or work of the provider's that is told at the end alone.
+    hidden: bool,
+    /// A block of thinking has begun, and none of it was shown.
+    thinking: bool,
+    /// The last word on the output was read.
+    told_at_end: bool,
+    /// The last event came.
+    stopped: bool,
 }
 
 enum Form {
     Json(Json),
-    Stream(Box<Stream>),
+    Stream(Box<(Stream, Shown)>),
 }
 
 impl fmt::Debug for UsageReader {
@@ -69,7 +81,6 @@ impl UsageReader {
         Self {
             form,
             counted: Counted::default(),
-            output_bytes: 0,
         }
     }
 
@@ -77,29 +88,22 @@ impl UsageReader {
     pub fn read(&mut self, piece: &[u8]) {
         match &mut self.form {
             Form::Json(json) => json.read(piece, &mut self.counted),
-            Form::Stream(stream) => {
-                let (counted, bytes) = (&mut self.counted, &mut self.output_bytes);
-                stream.read(piece, &mut |data| take_event(data, counted, bytes));
+            Form::Stream(form) => {
+                let (stream, shown) = &mut **form;
+                stream.read(piece, &mut |data| shown.take(data, &mut self.counted));
             }
         }
     }
 
     /// Ends the answer, at its end or where it was cut off.
     pub fn finish(self) -> Counted {
-        let Self {
-            form,
-            mut counted,
-            mut output_bytes,
-        } = self;
+        let Self { form, mut counted } = self;
         match form {
             Form::Json(json) => counted.whole = json.depth == 0 && json.seen,
-            Form::Stream(mut stream) => {
-                stream.end(&mut |data| take_event(data, &mut counted, &mut output_bytes));
-                if !counted.whole {
-                    let estimated = output_bytes.div_ceil(BYTES_PER_TOKEN);
-                    counted.tokens.output = counted.tokens.output.max(estimated);
-                    counted.told |= output_bytes > 0;
-                }
+            Form::Stream(form) => {
+                let (mut stream, mut shown) = *form;
+                stream.end(&mut |data| shown.take(data, &mut counted));
+                shown.finish(&mut counted);
             }
         }
         counted
@@ -113,6 +117,15 @@ struct Event {
     kind: String,
     message: Option<Message>,
     usage: Option<Used>,
+    content_block: Option<Part>,
+    delta: Option<Part>,
+}
+
+/// A block of an answer, or what is added to one.
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -149,127 +162,68 @@ impl Counted {
     }
 }
 
-/// What is known of one event's data.
-#[derive(Clone, Copy)]
-enum Data<'a> {
-    /// All of it.
-    Whole(&'a [u8]),
-    /// Its start and its length: it is too long to tell of usage.
-    Start(&'a [u8], u64),
-}
-
-fn take_event(data: Data<'_>, counted: &mut Counted, output_bytes: &mut u64) {
-    let (start, length) = match data {
-        Data::Whole(whole) => (whole, whole.len() as u64),
-        Data::Start(start, length) => (start, length),
-    };
-    let has = |text: &[u8]| memmem::find(start, text).is_some();
-    if has(b"\"content_block_delta\"") {
-        *output_bytes = output_bytes.saturating_add(length);
-        return;
-    }
-    let Data::Whole(whole) = data else {
-        return;
-    };
-    if !has(b"\"usage\"") && !has(b"\"message_stop\"") {
-        return;
-    }
-    let Ok(event) = serde_json::from_slice::<Event>(whole) else {
-        return;
-    };
-    match event.kind.as_str() {
-        "message_start" => {
-            let message = event.message;
-            let model = message.as_ref().and_then(|message| message.model.clone());
-            counted.model = model.or(counted.model.take());
-            if let Some(used) = message.and_then(|message| message.usage) {
+impl Shown {
+    /// Takes an event. One that cannot be read counts as output: who writes into it, by what they
+    /// ask for, must not be able to make it count less.
+    fn take(&mut self, data: Data<'_>, counted: &mut Counted) {
+        let (event, length) = match data {
+            Data::Whole(whole) => (serde_json::from_slice::<Event>(whole).ok(), whole.len()),
+            Data::Long(length) => (None, usize::try_from(length).unwrap_or(usize::MAX)),
+        };
+        let length = u64::try_from(length).unwrap_or(u64::MAX);
+        let kind = event.as_ref().map_or("", |event| event.kind.as_str());
+        if !matches!(
+            kind,
+            "message_start" | "message_delta" | "message_stop" | "ping" | "error"
+        ) {
+            self.output_bytes = self.output_bytes.saturating_add(length);
+        }
+        let Some(event) = event else {
+            return;
+        };
+        match event.kind.as_str() {
+            "message_start" => {
+                let message = event.message;
+                let model = message.as_ref().and_then(|message| message.model.clone());
+                counted.model = model.or(counted.model.take());
+                if let Some(used) = message.and_then(|message| message.usage) {
+                    counted.take(&used);
+                }
+            }
+            "content_block_start" => {
+                let block = event.content_block.and_then(|block| block.kind);
+                match block.as_deref() {
+                    Some("text" | "tool_use") => {}
+                    Some("thinking") => self.thinking = true,
+                    _ => self.hidden = true,
+                }
+            }
+            "content_block_delta" => {
+                let delta = event.delta.and_then(|delta| delta.kind);
+                self.thinking &= delta.as_deref() != Some("thinking_delta");
+            }
+            "content_block_stop" => self.hidden |= mem::take(&mut self.thinking),
+            "message_delta" => {
+                let used = event.usage.unwrap_or_default();
+                self.told_at_end |= used.output.is_some();
                 counted.take(&used);
             }
-        }
-        "message_delta" => counted.take(&event.usage.unwrap_or_default()),
-        "message_stop" => counted.whole = true,
-        _ => {}
-    }
-}
-
-/// Cuts a stream into events (WHATWG HTML §9.2.6): lines end with CR, LF or both.
-#[derive(Default)]
-struct Stream {
-    /// The current line so far, up to the bound.
-    line: Vec<u8>,
-    line_bytes: u64,
-    /// The data of the current event so far, up to the bound.
-    data: Vec<u8>,
-    data_bytes: u64,
-    /// The last byte was a CR: a LF after it ends no further line.
-    after_cr: bool,
-}
-
-impl Stream {
-    fn read(&mut self, mut piece: &[u8], take: &mut impl FnMut(Data<'_>)) {
-        while !piece.is_empty() {
-            if mem::take(&mut self.after_cr)
-                && let Some(rest) = piece.strip_prefix(b"\n")
-            {
-                piece = rest;
-                continue;
-            }
-            let end = memchr2(b'\r', b'\n', piece);
-            let (part, rest) = piece.split_at(end.unwrap_or(piece.len()));
-            hold(&mut self.line, part);
-            self.line_bytes += part.len() as u64;
-            let Some((end, rest)) = rest.split_first() else {
-                return;
-            };
-            piece = rest;
-            self.after_cr = *end == b'\r';
-            self.end_line(take);
+            "message_stop" => self.stopped = true,
+            _ => {}
         }
     }
 
-    /// Ends the stream. An event that no empty line ended counts too: the connection may have been
-    /// cut there.
-    fn end(&mut self, take: &mut impl FnMut(Data<'_>)) {
-        self.end_line(take);
-        self.end_event(take);
-    }
-
-    fn end_line(&mut self, take: &mut impl FnMut(Data<'_>)) {
-        let line = mem::take(&mut self.line);
-        let bytes = mem::take(&mut self.line_bytes);
-        if bytes == 0 {
-            self.end_event(take);
-        } else if let Some(value) = line.strip_prefix(b"data:") {
-            if self.data_bytes > 0 {
-                hold(&mut self.data, b"\n");
-            }
-            hold(&mut self.data, value);
-            self.data_bytes += bytes;
+    fn finish(self, counted: &mut Counted) {
+        counted.whole = self.stopped && self.told_at_end;
+        if counted.whole {
+            return;
         }
-        // Its memory serves the next line.
-        self.line = line;
-        self.line.clear();
+        let estimated = self.output_bytes.div_ceil(BYTES_PER_TOKEN);
+        counted.tokens.output = counted.tokens.output.max(estimated);
+        // What cannot be seen cannot be estimated, and an end without a last word is none.
+        let is_unknown = self.hidden || self.thinking || self.stopped;
+        counted.told &= !is_unknown;
     }
-
-    fn end_event(&mut self, take: &mut impl FnMut(Data<'_>)) {
-        let bytes = mem::take(&mut self.data_bytes);
-        if bytes > 0 {
-            // The bound was reached by the line or by the data; either makes the data short.
-            let cut = self.data.len() >= HELD_LIMIT_BYTES || bytes > HELD_LIMIT_BYTES as u64;
-            take(if cut {
-                Data::Start(&self.data, bytes)
-            } else {
-                Data::Whole(&self.data)
-            });
-        }
-        self.data.clear();
-    }
-}
-
-/// Appends to what is held, up to the bound.
-fn hold(held: &mut Vec<u8>, more: &[u8]) {
-    let room = HELD_LIMIT_BYTES - held.len().min(HELD_LIMIT_BYTES);
-    held.extend_from_slice(more.get(..room).unwrap_or(more));
 }
 
 /// Reads two members of the outermost object, `usage` and `model`, and passes over everything else.
@@ -524,6 +478,57 @@ mod tests {
     }
 
     #[test]
+    fn no_text_of_a_caller_s_makes_an_event_another() {
+        // A stop sequence comes back in the event that tells the usage.
+        for text in [
+            "content_block_delta",
+            r#"\"type\":\"content_block_delta\""#,
+            "message_stop",
+            "ping",
+        ] {
+            let sequence = format!("\"stop_sequence\":\"{text}\",\"stop_reason\"");
+            let echoed = STREAM.replace("\"stop_reason\"", &sequence);
+            assert_ne!(echoed, STREAM);
+            assert_eq!(stream(&echoed), expected(), "{text}");
+        }
+        // Without it the end is none.
+        let from = STREAM.find("event: message_delta").unwrap();
+        let to = STREAM.find("event: message_stop").unwrap();
+        let counted = stream(&format!(
+            "{}{}",
+            STREAM.get(..from).unwrap(),
+            STREAM.get(to..).unwrap()
+        ));
+        assert!(!counted.whole && !counted.told, "{counted:?}");
+    }
+
+    #[test]
+    fn what_is_cut_where_something_is_hidden_is_not_known() {
+        let to = STREAM.find("event: message_delta").unwrap();
+        let block = |kind: &str, delta: &str| {
+            let begun = STREAM.replace(
+                r#"{"type":"text","text":""}"#,
+                &format!("{{\"type\":\"{kind}\"}}"),
+            );
+            begun.replace("text_delta", delta)
+        };
+        for (kind, delta, told) in [
+            ("text", "text_delta", true),
+            ("tool_use", "input_json_delta", true),
+            ("thinking", "thinking_delta", true),
+            ("thinking", "signature_delta", false),
+            ("redacted_thinking", "text_delta", false),
+            ("server_tool_use", "input_json_delta", false),
+            ("of_tomorrow", "text_delta", false),
+        ] {
+            let text = block(kind, delta);
+            let at = text.len() - (STREAM.len() - to);
+            assert_eq!(stream(text.get(..at).unwrap()).told, told, "{kind} {delta}");
+            assert_eq!(stream(&text), expected(), "{kind} {delta}");
+        }
+    }
+
+    #[test]
     fn long_lines_are_passed_over_in_bounded_memory() {
         let long = "x".repeat(1_000_000);
         let delta = format!(
@@ -532,9 +537,10 @@ mod tests {
         let mut reader = UsageReader::of_content_type(Some(b"text/event-stream"));
         for piece in format!("{delta}{STREAM}").as_bytes().chunks(1000) {
             reader.read(piece);
-            let Form::Stream(stream) = &reader.form else {
+            let Form::Stream(form) = &reader.form else {
                 panic!("a stream");
             };
+            let (stream, _) = &**form;
             assert!(stream.line.len().max(stream.data.len()) <= HELD_LIMIT_BYTES);
         }
         assert_eq!(reader.finish(), expected());
@@ -542,7 +548,8 @@ mod tests {
         // One that is too long to be read as a whole is not read in part.
         let padded = STREAM.replace("\"stop_reason\"", &format!("\"{long}\":1,\"stop_reason\""));
         let counted = stream(&padded);
-        assert_eq!((counted.tokens.output, counted.whole), (1, true));
+        assert!(!counted.whole && !counted.told, "{counted:?}");
+        assert!(counted.tokens.output >= 250_000);
         let answer = JSON.replace("\"stop_sequence\"", &format!("\"{long}\""));
         assert_eq!(json(&answer), expected());
         let answer = JSON.replace("\"service_tier\"", &format!("\"{long}\""));

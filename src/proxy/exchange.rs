@@ -435,7 +435,7 @@ async fn send(
 }
 
 /// Waits for something, unless the client goes away first.
-async fn unless_gone<T>(
+pub(super) async fn unless_gone<T>(
     down: &mut Connection,
     awaited: impl Future<Output = T>,
 ) -> Result<T, Refusal> {

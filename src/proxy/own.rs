@@ -2,8 +2,9 @@
 //!
 //! A workload that sends everything through the proxy reaches the gateway too. A tunnel there is open
 //! to every known session, whatever its policy, ends in TLS under our root or in none, and carries
-//! requests to the service that `app` gives for this door alone. Tokens are swapped as for any
-//! other host where the session's policy allows this one. Called by both doors.
+//! requests to the service that `app` gives for this door alone. Where the session's policy allows this
+//! host, tokens are swapped in the fields of a credential and nowhere else: what the service passes
+//! on must not have a value in it. Called by both doors.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,16 +13,21 @@ use tokio::time::timeout;
 
 use super::connect::allowed;
 use super::detect::{Protocol, detect};
-use super::exchange::path_of;
+use super::exchange::{path_of, unless_gone};
 use super::local::LocalServer;
 use super::reject::{self, Refusal};
 use super::{After, Proxy, probe};
 use crate::audit::{Decision, Handed, Kind, Record};
 use crate::host::HostPort;
 use crate::policy::Scheme;
+use crate::sealed_token::{Place, TokenId};
 use crate::serve::Peer;
-use crate::session::{SessionHandle, TunnelGuard};
+use crate::session::{HostView, SessionHandle, TunnelGuard};
+use crate::swap::{Lookup, Opening};
 use crate::wire::{Connection, ReadError, RequestHead, parse_request_within};
+
+/// The fields in which a credential for us may be a sealed token.
+const CREDENTIAL_FIELDS: [&str; 2] = ["authorization", "x-api-key"];
 
 /// What an exchange here is about.
 pub(super) struct Visit<'a> {
@@ -30,6 +36,20 @@ pub(super) struct Visit<'a> {
     pub(super) target: &'a HostPort,
     pub(super) scheme: Scheme,
     pub(super) peer: Peer,
+}
+
+/// A session's view of our own host: tokens open in the fields where a credential of a caller's is
+/// looked for, which no service of ours passes on, and in no other place.
+struct Credentials<'a>(&'a HostView);
+
+impl Lookup for Credentials<'_> {
+    fn open<'a>(&'a self, id: TokenId, before: &[u8], place: Place<'_>) -> Option<Opening<'a>> {
+        let is_credential = matches!(place, Place::Header(name)
+            if CREDENTIAL_FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field.as_bytes())));
+        is_credential
+            .then(|| self.0.open(id, before, place))
+            .flatten()
+    }
 }
 
 impl Proxy {
@@ -134,10 +154,34 @@ pub(super) async fn exchange(
 ) -> After {
     let mut record = begin(proxy, visit);
     record.request(head.method_text(), path_of(head.target_text()));
-    if let Err(refusal) = admit(proxy, visit, &mut head, &mut record) {
-        return refuse(down, &refusal, record).await;
-    }
+    // As every exchange: what waits for its turn is checked against the session as it then is.
+    let turn = match unless_gone(down, visit.handle.turn()).await {
+        Ok(turn) => turn.map_err(Refusal::limited),
+        Err(gone) => Err(gone),
+    };
+    let admitted = turn.and_then(|turn| {
+        admit(proxy, visit, &mut head, &mut record)?;
+        Ok(turn)
+    });
+    let _turn = match admitted {
+        Ok(turn) => turn,
+        Err(refusal) => {
+            if refusal.decision() == Decision::Denied {
+                visit
+                    .handle
+                    .counters()
+                    .denied
+                    .fetch_add(1, Ordering::Relaxed);
+            }
+            return refuse(down, &refusal, record).await;
+        }
+    };
     let _in_flight = visit.handle.exchange();
+    visit
+        .handle
+        .counters()
+        .exchanges
+        .fetch_add(1, Ordering::Relaxed);
     let handed = Handed::new(record);
     let after = visit
         .server
@@ -186,7 +230,8 @@ fn admit(
     drop(hosts);
     // A policy that does not allow us gives no secret to us.
     if let Ok(view) = visit.handle.host_view(visit.target, visit.scheme) {
-        let swapped = proxy.swapper.swap_request(head, &*view).map_err(|_limit| {
+        let swapped = proxy.swapper.swap_request(head, &Credentials(&view));
+        let swapped = swapped.map_err(|_limit| {
             let message = "the head has too many sealed tokens";
             Refusal::client(431, "too_many_tokens", message)
         })?;
@@ -213,6 +258,10 @@ async fn refuse(down: &mut Connection, refusal: &Refusal, mut record: Record) ->
     record.status(refusal.status);
     record.decision(refusal.decision(), refusal.code);
     drop(record);
+    if refusal.decision() == Decision::Aborted {
+        // Nobody is there to answer.
+        return After::Gone;
+    }
     match reject::send(down, refusal, false).await {
         Ok(()) => After::Close,
         Err(_gone) => After::Gone,

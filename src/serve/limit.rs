@@ -201,6 +201,18 @@ impl Newcomer {
         Ok(())
     }
 
+    /// Counts the connection for an owner as [`Self::seat`] does, unless it is counted for one already:
+    /// then it stays theirs.
+    ///
+    /// # Errors
+    /// [`Crowded`]: it is counted as before.
+    pub fn seat_if_unowned(&self, owner: &Seats) -> Result<(), Crowded> {
+        if matches!(*self.0.lock(), Counted::Owned { .. }) {
+            return Ok(());
+        }
+        self.seat(owner)
+    }
+
     /// Tells whether the one it is counted for is over.
     pub fn is_orphaned(&self) -> bool {
         matches!(&*self.0.lock(), Counted::Owned { over, .. } if over.is_cancelled())

@@ -63,6 +63,12 @@ pub enum ModelFailure {
     /// A credential came in the clear, over a network.
     #[error("credentials are taken over TLS or on a loopback listener only")]
     TlsRequired,
+    /// The bodies of the account, or of all, take as much memory as they may.
+    #[error("too much is being sent at once: try again")]
+    NoRoom,
+    /// The account has as many connections as it may.
+    #[error("the account has too many connections: close some")]
+    TooManyConnections,
     /// The account's requests come too fast; the next is taken after this time.
     #[error("the account's requests come too fast")]
     TooFast(Duration),
@@ -108,6 +114,8 @@ impl ModelFailure {
             Self::ProviderRefused(_) => (S::BAD_GATEWAY, API, "provider_refused"),
             Self::Slow => (S::REQUEST_TIMEOUT, INVALID, "body_timeout"),
             Self::TlsRequired => (S::FORBIDDEN, "permission_error", "tls_required"),
+            Self::NoRoom => (S::TOO_MANY_REQUESTS, LIMIT, "too_much_at_once"),
+            Self::TooManyConnections => (S::TOO_MANY_REQUESTS, LIMIT, "account_connections"),
             Self::TooFast(_) => (S::TOO_MANY_REQUESTS, LIMIT, "account_rate_limit"),
             Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "request_too_large", "body_too_large"),
             Self::TooManyAttempts(_) => (S::TOO_MANY_REQUESTS, LIMIT, "too_many_auth_failures"),
@@ -180,7 +188,9 @@ impl ModelFailure {
     fn wait(&self) -> Option<Duration> {
         match self {
             Self::TooFast(wait) | Self::TooManyAttempts(wait) => Some(*wait),
-            Self::AuditFull | Self::PaymentUnknown(_) => Some(WAIT),
+            Self::AuditFull | Self::NoRoom | Self::PaymentUnknown(_) | Self::TooManyConnections => {
+                Some(WAIT)
+            }
             _ => None,
         }
     }

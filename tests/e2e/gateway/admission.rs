@@ -5,7 +5,10 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Anthropic};
+use oshu_vault::config::PublicUrl;
+use oshu_vault_sdk::CreateSession;
+
+use crate::support::{Answer, Anthropic, within};
 
 use super::{ACCOUNT, BODY, JWT_SECRET, PAYMENT_URL, Stage, jwt, jwt_by, message, post, secret};
 
@@ -364,4 +367,73 @@ async fn an_account_s_requests_a_minute_are_bounded() {
         }
     }
     assert!(held > 0, "none was held");
+}
+
+#[tokio::test]
+async fn an_account_has_so_many_connections_and_what_a_session_has_is_the_session_s() {
+    let provider = Anthropic::start().await.into_origin();
+    let stage = Stage::around(provider, |config| {
+        config.limits.session_connections = 2;
+        config.proxy.public_url = PublicUrl::parse("https://vault.example.com");
+    });
+    let stage = stage.await;
+    stage.pay(ACCOUNT, true).await;
+    let request = message(&format!("Authorization: Bearer {}\r\n", jwt(ACCOUNT)));
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut conn = stage.connect().await;
+        // As often as it likes: it is one connection.
+        for _ in 0..3 {
+            conn.send(&request).await;
+            assert_eq!(conn.answer().await.status, 200);
+        }
+        kept.push(conn);
+    }
+    let refused = stage.ask(&request).await;
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert_eq!(refused.json()["details"]["code"], "account_connections");
+    assert!(refused.header("retry-after").is_some());
+    let other = message(&format!("Authorization: Bearer {}\r\n", jwt("2")));
+    assert_eq!(stage.ask(other).await.status, 402);
+    // A tunnel is its session's, and does not count for the account.
+    let session = stage.vault.session(&CreateSession::new()).await;
+    let workload = stage.vault.workload(&session);
+    let mut tunnel = workload.connect("vault.example.com:443").await;
+    let inner = request.replace("Host: gateway", "Host: vault.example.com");
+    tunnel.send(&inner).await;
+    assert_eq!(tunnel.answer().await.status, 200);
+    // It is still counted there: one more, and no third.
+    let _second = workload.connect("vault.example.com:443").await;
+    let third = workload.refused("vault.example.com:443").await;
+    assert_eq!(third.status, 429, "{}", third.text());
+    kept.pop();
+    let room = async { while stage.ask(&request).await.status != 200 {} };
+    within("room for another", room).await;
+}
+
+#[tokio::test]
+async fn bodies_that_are_under_way_have_a_bound_together() {
+    let stage = Stage::new().await;
+    stage.pay(ACCOUNT, true).await;
+    let head = format!(
+        "POST /api/claude-gateway/v1/messages HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer \
+         {}\r\nContent-Length: 33554432\r\n\r\n",
+        jwt(ACCOUNT)
+    );
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let mut conn = stage.connect().await;
+        conn.send(&head).await;
+        waiting.spawn(async move { conn.answer().await });
+    }
+    // Four of the longest have room; the fifth need not be sent to be refused.
+    let first = within("an answer", waiting.join_next()).await;
+    let first = first.expect("five").expect("an answer");
+    assert_eq!(first.status, 429, "{}", first.text());
+    assert_eq!(first.json()["details"]["code"], "too_much_at_once");
+    stage.pay("2", true).await;
+    assert_eq!(stage.message(&jwt("2")).await.status, 200);
+    waiting.shutdown().await;
+    let room = async { while stage.message(&jwt(ACCOUNT)).await.status != 200 {} };
+    within("room again", room).await;
 }

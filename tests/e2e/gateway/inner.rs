@@ -137,6 +137,87 @@ async fn a_jwt_may_be_a_sealed_token() {
 }
 
 #[tokio::test]
+async fn a_sealed_token_opens_here_as_a_credential_and_in_no_other_place() {
+    const VALUE: &str = "CANARY-value-of-another-account";
+    let (stage, other) = stage("https://vault.example.com").await;
+    let spec = SecretSpec::new(VALUE).hosts([OWN]);
+    let session = CreateSession::new()
+        .secret("ANOTHER", spec)
+        .allowed_egress([OWN]);
+    let session = stage.vault.session(&session).await;
+    let sealed = &session.sealed_secrets["ANOTHER"];
+    let workload = stage.vault.workload(&session);
+    // What the model provider is told is what it may tell again.
+    let line = format!(
+        "x-api-key: {}\r\nanthropic-beta: {sealed}\r\nuser-agent: {sealed}\r\nx-app: \
+         {sealed}\r\nx-stainless-a: {sealed}\r\nidempotency-key: {sealed}\r\n",
+        jwt(ACCOUNT)
+    );
+    let target = format!("/api/claude-gateway/v1/messages?beta=a{sealed}");
+    let mut conn = workload.connect("vault.example.com:443").await;
+    conn.send(raw(&target, &line)).await;
+    let answer = conn.answer().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let bytes = stage.provider.bytes();
+    assert!(!contains(&bytes, "CANARY-value"), "the value left");
+    let text = String::from_utf8(bytes).expect("text");
+    assert_eq!(text.matches(sealed.as_str()).count(), 6, "{text}");
+    // As a credential it opens: it is a wrong one.
+    conn.send(raw(&target, &format!("Authorization: Bearer {sealed}\r\n")))
+        .await;
+    assert_eq!(conn.answer().await.status, 401);
+    let lines = stage.vault.audit_log().wait("the record", |lines| {
+        lines
+            .iter()
+            .any(|line| line["swapped"] == json!(["ANOTHER"]))
+    });
+    assert!(!contains(format!("{:?}", lines.await).as_bytes(), "CANARY"));
+    other.expect_nothing("our own name");
+}
+
+#[tokio::test]
+async fn what_a_session_may_have_at_once_holds_here_too() {
+    let provider = Origin::script(|_request, conn| async move {
+        let _held = conn;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let stage = Stage::built(provider, |vault: VaultBuilder| {
+        vault.config(|config| {
+            config.proxy.public_url = PublicUrl::parse("https://vault.example.com");
+            config.limits.session_exchanges = 1;
+            config.limits.session_wait = std::time::Duration::from_millis(50);
+        })
+    });
+    let stage = stage.await;
+    stage.pay(ACCOUNT, true).await;
+    let session = stage.vault.session(&CreateSession::new()).await;
+    let workload = stage.vault.workload(&session);
+    let line = format!("Authorization: Bearer {}\r\n", jwt(ACCOUNT));
+    let request = raw("/api/claude-gateway/v1/messages", &line);
+    let mut held = workload.connect("vault.example.com:443").await;
+    held.send(&request).await;
+    let came = |all: &[Vec<u8>]| all.iter().any(|one| contains(one, "hi"));
+    stage.provider.wait("the first request", came).await;
+    let mut conn = workload.connect("vault.example.com:443").await;
+    conn.send(&request).await;
+    let refused = conn.answer().await;
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    drop(held);
+    // Its turn comes back with it.
+    let alive = async {
+        loop {
+            let mut conn = workload.connect("vault.example.com:443").await;
+            conn.send(raw("/", &line)).await;
+            if conn.answer().await.status == 403 {
+                break;
+            }
+        }
+    };
+    crate::support::within("a turn", alive).await;
+}
+
+#[tokio::test]
 async fn in_the_clear_it_is_served_as_well_where_that_is_our_address() {
     let (stage, other) = stage("http://vault.example.com").await;
     let session = stage.vault.session(&CreateSession::new()).await;
