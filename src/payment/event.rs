@@ -32,8 +32,14 @@ pub struct Event {
     pub account: Option<AccountId>,
     /// Stripe's customer.
     pub customer: Option<String>,
-    /// Whether the customer is paid from then on; nothing where it only links the two.
+    /// The subscription that it is about; nothing where something was paid for once.
+    pub subscription: Option<String>,
+    /// Whether that is paid from then on; nothing where it only links the two.
     pub paid: Option<bool>,
+    /// Whether it is about an invoice.
+    pub is_invoice: bool,
+    /// Whether the subscription ended with it, for ever.
+    pub is_end: bool,
 }
 
 #[derive(Deserialize)]
@@ -52,9 +58,12 @@ struct RawData {
 
 #[derive(Deserialize)]
 struct RawObject {
+    id: Option<String>,
     client_reference_id: Option<String>,
     metadata: Option<RawMetadata>,
-    customer: Option<RawCustomer>,
+    customer: Option<RawRef>,
+    subscription: Option<RawRef>,
+    parent: Option<RawParent>,
     payment_status: Option<String>,
     status: Option<String>,
 }
@@ -65,12 +74,31 @@ struct RawMetadata {
     user_id: Option<String>,
 }
 
-/// A customer's id, or the customer whole where the operator asks Stripe to expand it.
+/// The id of a thing, or the thing whole where the operator asks Stripe to expand it.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum RawCustomer {
+enum RawRef {
     Id(String),
     Whole { id: String },
+}
+
+impl RawRef {
+    fn id(self) -> String {
+        match self {
+            Self::Id(id) | Self::Whole { id } => id,
+        }
+    }
+}
+
+/// Where versions of Stripe's API since 2025 say what an invoice is for.
+#[derive(Deserialize)]
+struct RawParent {
+    subscription_details: Option<RawDetails>,
+}
+
+#[derive(Deserialize)]
+struct RawDetails {
+    subscription: Option<RawRef>,
 }
 
 impl Event {
@@ -82,9 +110,10 @@ impl Event {
         let raw: RawEvent = serde_json::from_slice(body).map_err(|_unread| EventError::Form)?;
         let kind = match raw.kind.as_str() {
             "checkout.session.completed" => Kind::Checkout,
-            "customer.subscription.updated" => Kind::Subscription,
-            "invoice.paid" => Kind::Says(true),
-            "customer.subscription.deleted" | "invoice.payment_failed" => Kind::Says(false),
+            "customer.subscription.updated" => Kind::Updated,
+            "customer.subscription.deleted" => Kind::Deleted,
+            "invoice.paid" => Kind::Invoice(true),
+            "invoice.payment_failed" => Kind::Invoice(false),
             _ => return Ok(None),
         };
         let object: RawObject =
@@ -93,15 +122,23 @@ impl Event {
         let paid = match kind {
             // One that is not paid yet takes nothing from who has paid otherwise.
             Kind::Checkout => (object.payment_status.as_deref() == Some("paid")).then_some(true),
-            Kind::Subscription => Some(matches!(status, Some("active" | "trialing"))),
-            Kind::Says(paid) => Some(paid),
+            Kind::Updated => Some(matches!(status, Some("active" | "trialing"))),
+            Kind::Deleted => Some(false),
+            Kind::Invoice(paid) => Some(paid),
         };
         let named = object.client_reference_id;
         let named = named.or_else(|| object.metadata.and_then(|metadata| metadata.user_id));
-        let customer = object.customer.map(|customer| match customer {
-            RawCustomer::Id(id) | RawCustomer::Whole { id } => id,
-        });
-        if !is_id(&raw.id) || customer.as_deref().is_some_and(|id| !is_id(id)) {
+        let customer = object.customer.map(RawRef::id);
+        let subscription = match kind {
+            Kind::Updated | Kind::Deleted => object.id,
+            Kind::Checkout | Kind::Invoice(_) => {
+                let details = object.parent.and_then(|parent| parent.subscription_details);
+                let named = details.and_then(|details| details.subscription);
+                object.subscription.or(named).map(RawRef::id)
+            }
+        };
+        let others = customer.iter().chain(&subscription);
+        if !is_id(&raw.id) || !others.into_iter().all(|id| is_id(id)) {
             return Err(EventError::Id);
         }
         Ok(Some(Self {
@@ -109,15 +146,20 @@ impl Event {
             created: raw.created,
             account: named.and_then(|name| AccountId::parse(&name)),
             customer,
+            subscription,
             paid,
+            is_invoice: matches!(kind, Kind::Invoice(_)),
+            is_end: matches!(kind, Kind::Deleted),
         }))
     }
 }
 
+#[derive(Clone, Copy)]
 enum Kind {
     Checkout,
-    Subscription,
-    Says(bool),
+    Updated,
+    Deleted,
+    Invoice(bool),
 }
 
 fn is_id(text: &str) -> bool {
@@ -222,6 +264,50 @@ mod tests {
     }
 
     #[test]
+    fn the_subscription_is_found_in_every_form() {
+        let (updated, deleted) = (
+            "customer.subscription.updated",
+            "customer.subscription.deleted",
+        );
+        for (kind, object, expected) in [
+            (updated, r#"{"id":"sub_1"}"#, Some("sub_1")),
+            (deleted, r#"{"id":"sub_1"}"#, Some("sub_1")),
+            (deleted, "{}", None),
+            (
+                "invoice.paid",
+                r#"{"id":"in_1","subscription":"sub_1"}"#,
+                Some("sub_1"),
+            ),
+            (
+                "invoice.paid",
+                r#"{"id":"in_1","parent":{"type":"x","subscription_details":{"subscription":"sub_1"}}}"#,
+                Some("sub_1"),
+            ),
+            (
+                "invoice.payment_failed",
+                r#"{"subscription":{"id":"sub_1","object":"subscription"},"parent":null}"#,
+                Some("sub_1"),
+            ),
+            (
+                "invoice.paid",
+                r#"{"id":"in_1","subscription":null,"parent":{"subscription_details":null}}"#,
+                None,
+            ),
+            (
+                "checkout.session.completed",
+                r#"{"id":"cs_1","subscription":"sub_1"}"#,
+                Some("sub_1"),
+            ),
+            ("checkout.session.completed", r#"{"id":"cs_1"}"#, None),
+        ] {
+            let event = event(kind, object).unwrap().unwrap();
+            assert_eq!(event.subscription.as_deref(), expected, "{kind} {object}");
+            assert_eq!(event.is_invoice, kind.starts_with("invoice."), "{kind}");
+            assert_eq!(event.is_end, kind == deleted, "{kind}");
+        }
+    }
+
+    #[test]
     fn what_is_no_event_is_refused() {
         for text in [
             "",
@@ -248,7 +334,11 @@ mod tests {
                 "{object}"
             );
         }
-        for object in [r#"{"customer":""}"#, r#"{"customer":"a b"}"#] {
+        for object in [
+            r#"{"customer":""}"#,
+            r#"{"customer":"a b"}"#,
+            r#"{"subscription":"a b"}"#,
+        ] {
             assert_eq!(
                 event("invoice.paid", object),
                 Err(EventError::Id),

@@ -2,17 +2,19 @@
 //!
 //! A change is durable, then live. An account is paid where its operator said so, or where one of
 //! its customers at Stripe pays; each customer has a state of its own, so that whoever pays for
-//! another's account, and stops, takes nothing from it. A record that does not open is an error for
+//! another's account, and stops, takes nothing from it, and belongs to the account that was named
+//! last. Who is linked to none yet is kept apart until then. A record that does not open is an error for
 //! its account and never an absent one. Called by the webhook, the faces that change accounts, and
 //! `gateway` through [`PaymentCheck`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use super::customer::{Customer, Unlinked};
 use super::event::Event;
 use super::{BoxFuture, Error, PaymentCheck, Standing};
 use crate::id::AccountId;
@@ -20,24 +22,28 @@ use crate::records::{Records, name_refused};
 use crate::store::{RecordKey, RecordKind};
 
 /// The form of the record.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The name of the record of those who are linked to no account: no account's.
+const UNLINKED: &str = "~unlinked";
 /// The most customers of one account; with more, those that were heard of least lately go.
 const CUSTOMER_LIMIT: usize = 16;
-/// The most events of one second that are remembered.
-const EVENT_LIMIT: usize = 64;
 
 /// What an event did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
     /// It changed this account.
     Changed(AccountId),
+    /// It changed this account, and took its customer from that one.
+    Moved(AccountId, AccountId),
+    /// It was kept for the account that its customer will be linked to.
+    Kept,
     /// It tells of no payment.
     Ignored,
     /// Something later was heard before.
     Older,
     /// It was taken before.
     Repeated,
-    /// It names no account, and a customer that is linked to none.
+    /// It names neither an account nor a customer.
     Unknown,
 }
 
@@ -69,16 +75,6 @@ struct Granted {
     at: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Customer {
-    paid: bool,
-    /// When the last event came about, in seconds since 1970.
-    created: u64,
-    /// The events of that second: of earlier ones none is taken again.
-    events: Vec<String>,
-}
-
 impl Record {
     fn new() -> Self {
         Self {
@@ -90,53 +86,58 @@ impl Record {
 
     fn is_paid(&self) -> bool {
         let granted = self.granted.is_some_and(|granted| granted.paid);
-        granted || self.customers.values().any(|customer| customer.paid)
+        granted || self.customers.values().any(Customer::is_paid)
     }
 
     /// Takes the operator's word: a "no" also ends what customers paid for so far.
     fn grant(&mut self, paid: bool, at: u64) {
         self.granted = Some(Granted { paid, at });
-        for customer in self.customers.values_mut() {
-            customer.paid &= paid;
+        if !paid {
+            for customer in self.customers.values_mut() {
+                customer.forgive_before(u64::MAX);
+            }
         }
+    }
+
+    /// Returns since when events count, in seconds since 1970.
+    fn said(&self) -> u64 {
+        self.granted.map_or(0, |granted| granted.at)
+    }
+
+    /// Takes a customer over, with what was heard of them before.
+    fn adopt(&mut self, name: &str, mut customer: Customer) {
+        customer.forgive_before(self.said());
+        // Of when they were linked elsewhere nothing is left: what takes them over links them.
+        customer.linked = 0;
+        self.make_room(name);
+        self.customers.insert(name.to_owned(), customer);
     }
 
     /// Takes an event, and tells what it was if nothing changes.
     fn take(&mut self, event: &Event) -> Result<(), Applied> {
+        let said = self.said();
         let name = event.customer.as_deref().unwrap_or_default();
+        self.make_room(name);
+        let is_new = !self.customers.contains_key(name);
+        let customer = self.customers.entry(name.to_owned()).or_default();
+        let links = event.account.is_some() && event.created > customer.linked;
+        if links {
+            customer.linked = event.created;
+        }
+        match customer.take(event, said) {
+            Err(_) if links || is_new => Ok(()),
+            taken => taken,
+        }
+    }
+
+    fn make_room(&mut self, name: &str) {
         if !self.customers.contains_key(name) && self.customers.len() >= CUSTOMER_LIMIT {
             let least = self.customers.iter();
-            let least = least.min_by_key(|(_, customer)| (customer.paid, customer.created));
+            let least = least.min_by_key(|(_, customer)| (customer.is_paid(), customer.heard()));
             let least = least.map(|(name, _)| name.clone());
             self.customers
                 .retain(|name, _| Some(name) != least.as_ref());
         }
-        let is_linked = self.customers.contains_key(name);
-        let customer = self.customers.entry(name.to_owned()).or_default();
-        let Some(paid) = event.paid else {
-            return if is_linked {
-                Err(Applied::Repeated)
-            } else {
-                Ok(())
-            };
-        };
-        let said = self.granted.map_or(0, |granted| granted.at);
-        if event.created < customer.created.max(said) {
-            return Err(Applied::Older);
-        }
-        if event.created > customer.created {
-            customer.events.clear();
-        }
-        if customer.events.contains(&event.id) {
-            return Err(Applied::Repeated);
-        }
-        if customer.events.len() >= EVENT_LIMIT {
-            customer.events.remove(0);
-        }
-        customer.created = event.created;
-        customer.events.push(event.id.clone());
-        customer.paid = paid;
-        Ok(())
     }
 }
 
@@ -144,19 +145,63 @@ impl Record {
 #[derive(Debug, Default)]
 struct Table {
     accounts: HashMap<AccountId, Arc<Record>>,
-    /// The account that each customer was linked to last.
+    /// The account that each customer is linked to: the one that has them.
     links: HashMap<String, AccountId>,
     /// Those whose records are refused.
     refused: HashSet<AccountId>,
+    unlinked: Unlinked,
+    /// Whether the record of those is refused.
+    is_unlinked_refused: bool,
 }
 
 impl Table {
     fn put(&mut self, account: AccountId, record: Record) {
+        let before = self.accounts.get(&account).map(Arc::clone);
+        for name in before.iter().flat_map(|before| before.customers.keys()) {
+            if self.links.get(name) == Some(&account) {
+                self.links.remove(name);
+            }
+        }
         for customer in record.customers.keys().filter(|name| !name.is_empty()) {
             self.links.insert(customer.clone(), account.clone());
         }
         self.accounts.insert(account, Arc::new(record));
     }
+
+    /// Puts a record that was read. A process that died while it moved a customer left them in two:
+    /// they belong to the one that they were linked to last.
+    fn put_read(&mut self, account: AccountId, mut record: Record) {
+        let mut left = Vec::new();
+        record.customers.retain(|name, customer| {
+            let other = self.links.get(name).cloned();
+            let Some(other) = other.filter(|_| !name.is_empty()) else {
+                return true;
+            };
+            let theirs = self.accounts.get(&other);
+            let theirs = theirs.and_then(|record| record.customers.get(name));
+            if theirs.is_some_and(|theirs| theirs.linked >= customer.linked) {
+                return false;
+            }
+            left.push((other, name.clone()));
+            true
+        });
+        for (other, name) in left {
+            if let Some(record) = self.accounts.get_mut(&other) {
+                Arc::make_mut(record).customers.remove(&name);
+            }
+        }
+        self.put(account, record);
+    }
+}
+
+/// Where an event belongs.
+enum Place {
+    /// To this account, and its customer is taken from that one.
+    Account(AccountId, Option<AccountId>),
+    /// To a customer without an account.
+    Unlinked(String),
+    /// To nobody.
+    Nowhere,
 }
 
 /// The accounts.
@@ -178,20 +223,38 @@ impl Accounts {
         let mut table = Table::default();
         for (name, _why) in found.refused {
             let key = RecordKey::parse(&name);
+            let is_unlinked = key.as_ref().is_some_and(|key| &*key.name == UNLINKED);
+            table.is_unlinked_refused |= is_unlinked;
             let account = key.and_then(|key| AccountId::parse(&key.name));
             table.refused.extend(account);
         }
         for (key, plain) in found.opened {
+            if &*key.name == UNLINKED {
+                match serde_json::from_slice::<Unlinked>(&plain) {
+                    Ok(unlinked) if unlinked.format == FORMAT => table.unlinked = unlinked,
+                    _ => {
+                        name_refused(&key.to_string(), &Error::Refused);
+                        table.is_unlinked_refused = true;
+                    }
+                }
+                continue;
+            }
             let read = serde_json::from_slice::<Record>(&plain).ok();
             let read = read.filter(|record| record.format == FORMAT);
             match (AccountId::parse(&key.name), read) {
-                (Some(account), Some(record)) => table.put(account, record),
+                (Some(account), Some(record)) => table.put_read(account, record),
                 (account, _) => {
                     name_refused(&key.to_string(), &Error::Refused);
                     table.refused.extend(account);
                 }
             }
         }
+        let Table {
+            unlinked, links, ..
+        } = &mut table;
+        unlinked
+            .customers
+            .retain(|name, _| !links.contains_key(name));
         Ok(Self {
             records,
             table: RwLock::new(table),
@@ -237,7 +300,8 @@ impl Accounts {
             .map_err(|_early| Error::Time)?;
         let mut record = Record::clone(&*self.record(account)?);
         record.grant(paid, at.as_secs());
-        self.put(account, record).await?;
+        self.keep(account, &record).await?;
+        self.live().put(account.clone(), record);
         self.account(account)
     }
 
@@ -247,21 +311,106 @@ impl Accounts {
     /// [`Error::Refused`] and [`Error::Store`]; nothing is live then.
     pub async fn apply(&self, event: &Event) -> Result<Applied, Error> {
         let _alone = self.changing.lock().await;
-        let Some(account) = self.account_of(event) else {
-            return Ok(Applied::Unknown);
-        };
+        match self.place_of(event) {
+            Place::Account(account, from) => self.apply_to(event, account, from).await,
+            Place::Unlinked(customer) => self.keep_for_later(event, &customer).await,
+            Place::Nowhere => Ok(Applied::Unknown),
+        }
+    }
+
+    async fn apply_to(
+        &self,
+        event: &Event,
+        account: AccountId,
+        from: Option<AccountId>,
+    ) -> Result<Applied, Error> {
+        let name = event.customer.as_deref().unwrap_or_default();
         let mut record = Record::clone(&*self.record(&account)?);
+        let left = match &from {
+            Some(from) => {
+                let mut left = Record::clone(&*self.record(from)?);
+                if let Some(customer) = left.customers.remove(name) {
+                    record.adopt(name, customer);
+                }
+                Some(left)
+            }
+            None => None,
+        };
+        let mut unlinked = None;
+        if !name.is_empty() && !record.customers.contains_key(name) {
+            let mut all = self.unlinked()?;
+            if let Some(customer) = all.customers.remove(name) {
+                record.adopt(name, customer);
+                unlinked = Some(all);
+            }
+        }
         if let Err(nothing) = record.take(event) {
             return Ok(nothing);
         }
-        self.put(&account, record).await?;
-        Ok(Applied::Changed(account))
+        // The new link goes first: with both on the disk, a start takes the later one.
+        self.keep(&account, &record).await?;
+        if let (Some(from), Some(left)) = (&from, &left) {
+            self.keep(from, left).await?;
+        }
+        if let Some(unlinked) = &unlinked {
+            self.keep_unlinked(unlinked).await?;
+        }
+        let mut table = self.live();
+        if let Some(unlinked) = unlinked {
+            table.unlinked = unlinked;
+        }
+        if let (Some(from), Some(left)) = (from.clone(), left) {
+            table.put(from, left);
+        }
+        table.put(account.clone(), record);
+        Ok(match from {
+            Some(from) => Applied::Moved(account, from),
+            None => Applied::Changed(account),
+        })
     }
 
-    fn account_of(&self, event: &Event) -> Option<AccountId> {
+    /// Keeps what is said of a customer that is linked to no account.
+    async fn keep_for_later(&self, event: &Event, customer: &str) -> Result<Applied, Error> {
+        let mut unlinked = self.unlinked()?;
+        if let Err(nothing) = unlinked.take(customer, event) {
+            return Ok(nothing);
+        }
+        self.keep_unlinked(&unlinked).await?;
+        self.live().unlinked = unlinked;
+        Ok(Applied::Kept)
+    }
+
+    fn place_of(&self, event: &Event) -> Place {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let linked = || table.links.get(event.customer.as_deref()?).cloned();
-        event.account.clone().or_else(linked)
+        let held = event.customer.as_ref().and_then(|customer| {
+            let account = table.links.get(customer)?;
+            let linked = table.accounts.get(account)?.customers.get(customer)?.linked;
+            Some((account.clone(), linked))
+        });
+        match (event.account.clone(), held, &event.customer) {
+            (Some(named), Some((held, linked)), _) if named != held => {
+                // A link that was overtaken by a later one links nobody.
+                if event.created > linked {
+                    Place::Account(named, Some(held))
+                } else {
+                    Place::Account(held, None)
+                }
+            }
+            (Some(account), _, _) | (None, Some((account, _)), _) => Place::Account(account, None),
+            (None, None, Some(customer)) => Place::Unlinked(customer.clone()),
+            (None, None, None) => Place::Nowhere,
+        }
+    }
+
+    fn unlinked(&self) -> Result<Unlinked, Error> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        if table.is_unlinked_refused {
+            return Err(Error::Refused);
+        }
+        Ok(Unlinked {
+            format: FORMAT,
+            customers: table.unlinked.customers.clone(),
+        })
     }
 
     fn record(&self, account: &AccountId) -> Result<Arc<Record>, Error> {
@@ -273,13 +422,20 @@ impl Accounts {
         Ok(known.unwrap_or_else(|| Arc::new(Record::new())))
     }
 
-    async fn put(&self, account: &AccountId, record: Record) -> Result<(), Error> {
+    async fn keep(&self, account: &AccountId, record: &Record) -> Result<(), Error> {
         let key = RecordKey::new(RecordKind::Account, account.as_str());
-        let plain = serde_json::to_vec(&record).map_err(|_never| Error::Refused)?;
-        self.records.put(&key, &plain).await?;
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.put(account.clone(), record);
-        Ok(())
+        let plain = serde_json::to_vec(record).map_err(|_never| Error::Refused)?;
+        Ok(self.records.put(&key, &plain).await?)
+    }
+
+    async fn keep_unlinked(&self, unlinked: &Unlinked) -> Result<(), Error> {
+        let key = RecordKey::new(RecordKind::Account, UNLINKED);
+        let plain = serde_json::to_vec(unlinked).map_err(|_never| Error::Refused)?;
+        Ok(self.records.put(&key, &plain).await?)
+    }
+
+    fn live(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -320,7 +476,10 @@ mod tests {
             created,
             account: AccountId::parse(account),
             customer: (!customer.is_empty()).then(|| customer.to_owned()),
+            subscription: (!customer.is_empty()).then(|| format!("sub_of_{customer}")),
             paid,
+            is_invoice: true,
+            is_end: false,
         }
     }
 
@@ -358,11 +517,7 @@ mod tests {
         let accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
         let changed = || Applied::Changed(id("1"));
         let steps = [
-            (
-                event(10, "a", "", "cus_1", Some(true)),
-                Applied::Unknown,
-                false,
-            ),
+            (event(7, "z", "", "", Some(true)), Applied::Unknown, false),
             (event(10, "a", "1", "cus_1", None), changed(), false),
             (event(10, "a", "1", "cus_1", None), Applied::Repeated, false),
             (event(9, "b", "", "cus_1", Some(true)), changed(), true),
@@ -410,6 +565,8 @@ mod tests {
         accounts.apply(&pay(10, "a", true)).await.unwrap();
         accounts.grant(&id("1"), false, at(20)).await.unwrap();
         assert!(!is_paid(&accounts, "1").await);
+        accounts.apply(&pay(19, "b", true)).await.unwrap();
+        assert!(!is_paid(&accounts, "1").await);
         let overtaken = accounts.apply(&pay(19, "b", true)).await.unwrap();
         assert_eq!(overtaken, Applied::Older);
         accounts.apply(&pay(21, "c", true)).await.unwrap();
@@ -441,6 +598,121 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_customer_belongs_to_the_account_that_was_named_last() {
+        let (records, store) = records();
+        let records = Arc::new(records);
+        let mut accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+        let moved = |to, from| Applied::Moved(id(to), id(from));
+        let steps = [
+            (
+                event(10, "a", "2", "cus_1", Some(true)),
+                Applied::Changed(id("2")),
+                "2",
+            ),
+            // A checkout that is not paid yet is enough.
+            (event(20, "b", "1", "cus_1", None), moved("1", "2"), "1"),
+            (event(20, "b", "1", "cus_1", None), Applied::Repeated, "1"),
+            // An earlier link that comes late links nobody.
+            (event(15, "c", "3", "cus_1", None), Applied::Repeated, "1"),
+            (
+                event(16, "d", "", "cus_1", Some(true)),
+                Applied::Changed(id("1")),
+                "1",
+            ),
+            (
+                event(30, "e", "3", "cus_1", Some(true)),
+                moved("3", "1"),
+                "3",
+            ),
+            (event(31, "f", "2", "cus_1", None), moved("2", "3"), "2"),
+            (
+                event(40, "g", "", "cus_1", Some(false)),
+                Applied::Changed(id("2")),
+                "",
+            ),
+        ];
+        for (event, expected, payer) in steps {
+            assert_eq!(accounts.apply(&event).await.unwrap(), expected, "{event:?}");
+            for again in [false, true] {
+                for account in ["1", "2", "3"] {
+                    let paid = is_paid(&accounts, account).await;
+                    assert_eq!(paid, account == payer, "{account} {again} {event:?}");
+                }
+                accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+            }
+        }
+        // A process that dies between the two records: the later link is the one that counts.
+        for (created, to, from) in [(50, "1", "2"), (51, "3", "1"), (52, "2", "3")] {
+            let key = RecordKey::new(RecordKind::Account, from);
+            let before = store.sealed(&key).await;
+            let links = event(created, to, to, "cus_1", Some(true));
+            assert_eq!(accounts.apply(&links).await.unwrap(), moved(to, from));
+            store.put_sealed(&key, before).await;
+            accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+            for account in ["1", "2", "3"] {
+                let paid = is_paid(&accounts, account).await;
+                assert_eq!(paid, account == to, "{account} after {from} to {to}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn events_that_overtake_their_checkout_are_taken_over_by_it() {
+        let link = || event(10, "link", "1", "cus_1", None);
+        let say = |created, paid| event(created, "say", "", "cus_1", Some(paid));
+        let end = |created| Event {
+            is_end: true,
+            ..say(created, false)
+        };
+        let pays = || event(10, "pays", "1", "cus_1", Some(true));
+        for (early, late, paid) in [
+            // A trial: the checkout only links.
+            (say(10, true), link(), true),
+            (say(11, true), link(), true),
+            (say(11, false), pays(), false),
+            // The checkout was repeated for days.
+            (end(90), pays(), false),
+        ] {
+            let (records, _store) = records();
+            let records = Arc::new(records);
+            let accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+            assert_eq!(accounts.apply(&early).await.unwrap(), Applied::Kept);
+            let repeated = accounts.apply(&early).await.unwrap();
+            assert_eq!(repeated, Applied::Repeated);
+            assert_eq!(accounts.list(), []);
+            let accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+            let linked = accounts.apply(&late).await.unwrap();
+            assert_eq!(linked, Applied::Changed(id("1")));
+            assert_eq!(is_paid(&accounts, "1").await, paid, "{early:?} {late:?}");
+            let accounts = Accounts::load(records).await.unwrap();
+            assert_eq!(is_paid(&accounts, "1").await, paid, "read again");
+            assert_eq!(accounts.unlinked().unwrap().customers.len(), 0);
+        }
+        // The operator's word stands above what was kept from before it.
+        let accounts = empty_for_tests();
+        accounts.apply(&say(10, true)).await.unwrap();
+        accounts.grant(&id("1"), false, at(20)).await.unwrap();
+        let later = event(21, "link", "1", "cus_1", None);
+        accounts.apply(&later).await.unwrap();
+        assert!(!is_paid(&accounts, "1").await);
+    }
+
+    #[tokio::test]
+    async fn without_the_record_of_the_unlinked_nobody_is_linked() {
+        let (records, _store) = records();
+        let records = Arc::new(records);
+        let key = RecordKey::new(RecordKind::Account, UNLINKED);
+        records.put(&key, b"{}").await.unwrap();
+        let accounts = Accounts::load(records).await.unwrap();
+        for account in ["", "1"] {
+            let pays = event(1, "a", account, "cus_1", Some(true));
+            let applied = accounts.apply(&pays).await;
+            assert!(matches!(applied, Err(Error::Refused)), "{applied:?}");
+        }
+        assert!(!is_paid(&accounts, "1").await);
+    }
+
+    #[tokio::test]
     async fn a_record_that_is_refused_is_no_answer() {
         let (records, store) = records();
         let records = Arc::new(records);
@@ -452,7 +724,7 @@ mod tests {
         // One is moved under another's name, one is of another form.
         let moved = store.sealed(&key("1")).await;
         store.put_sealed(&key("2"), moved).await;
-        let other = br#"{"format":2,"granted":null,"customers":{}}"#;
+        let other = br#"{"format":1,"granted":null,"customers":{}}"#;
         records.put(&key("3"), other).await.unwrap();
         let accounts = Accounts::load(records).await.unwrap();
         assert!(is_paid(&accounts, "1").await);

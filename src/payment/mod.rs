@@ -7,6 +7,7 @@
 
 mod book;
 mod cache;
+mod customer;
 mod event;
 mod ledger;
 mod local;
@@ -27,7 +28,7 @@ pub use cache::{Cached, Config as CacheConfig};
 pub use event::{Event, EventError};
 pub use ledger::{Budgets, Ledger, Refusal, Reservation, TokenCounts};
 pub use local::{Account, Accounts, Applied};
-pub use stripe::{SignatureError, TOLERANCE, Webhook, WebhookError};
+pub use stripe::{SignatureError, Signed, TOLERANCE, Webhook, WebhookError};
 pub use workos::{Config as WorkosConfig, Workos};
 
 /// Says why nobody knows whether an account is paid, or what it used.

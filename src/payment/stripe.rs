@@ -1,7 +1,7 @@
 //! Stripe's webhook: what was signed with the operator's secret, lately, changes the table.
 //!
-//! The signature is over the raw body, and is checked before a byte of it is read as JSON. A second
-//! delivery, and one that was overtaken, changes nothing. What changed is also forgotten by the
+//! The form and the time of the signature are checked before a byte of the body is read, and the
+//! signature, which is over the raw body, before a byte of it is read as JSON. A second delivery, and one that was overtaken, changes nothing. What changed is also forgotten by the
 //! cache of the payment check. Called by the face that takes the webhook.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use data_encoding::HEXLOWER;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::event::{Event, EventError};
 use super::local::{Accounts, Applied};
@@ -21,6 +22,11 @@ pub const TOLERANCE: Duration = Duration::from_mins(5);
 const FIELD_LIMIT_BYTES: usize = 4096;
 /// The most signatures of one field that are tried.
 const SIGNATURE_LIMIT: usize = 16;
+
+/// How long a signature is, in bytes.
+const SIGNATURE_BYTES: usize = 32;
+/// The most deliveries whose bodies are under way at once.
+const BODY_LIMIT: usize = 32;
 
 /// Says why a delivery is not Stripe's. Whoever sent it is told none of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +62,7 @@ pub struct Webhook {
     signatures: Signatures,
     accounts: Arc<Accounts>,
     cached: Option<Arc<Cached>>,
+    bodies: Semaphore,
 }
 
 impl Webhook {
@@ -74,29 +81,49 @@ impl Webhook {
             signatures: Signatures::new(current, previous)?,
             accounts,
             cached,
+            bodies: Semaphore::new(BODY_LIMIT),
         })
     }
 
-    /// Takes a delivery: the field `Stripe-Signature`, and the body as it came. Nothing is done where
-    /// the event tells of no payment.
+    /// Reads the field `Stripe-Signature`: what is not of the form, or not of now, needs no body.
+    ///
+    /// # Errors
+    /// [`SignatureError::Form`] and [`SignatureError::Time`].
+    pub fn announced(
+        &self,
+        field: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<Signed, SignatureError> {
+        Signed::parse(field, now)
+    }
+
+    /// Lets a body be read, until the permit is dropped; nothing where too many are under way.
+    pub fn body_permit(&self) -> Option<SemaphorePermit<'_>> {
+        self.bodies.try_acquire().ok()
+    }
+
+    /// Takes a delivery: what was announced, and the body as it came. Nothing is done where the
+    /// event tells of no payment.
     ///
     /// # Errors
     /// See [`WebhookError`].
-    pub async fn receive(
-        &self,
-        signature: Option<&[u8]>,
-        body: &[u8],
-        now: SystemTime,
-    ) -> Result<Applied, WebhookError> {
-        let checked = self.signatures.check(signature, body, now);
+    pub async fn receive(&self, signed: &Signed, body: &[u8]) -> Result<Applied, WebhookError> {
+        let checked = self.signatures.check(signed, body);
         checked.map_err(WebhookError::Signature)?;
         let Some(event) = Event::parse(body).map_err(WebhookError::Event)? else {
             return Ok(Applied::Ignored);
         };
         let applied = self.accounts.apply(&event).await;
         let applied = applied.map_err(WebhookError::Accounts)?;
-        if let (Applied::Changed(account), Some(cached)) = (&applied, &self.cached) {
-            cached.forget(account);
+        let changed = match &applied {
+            Applied::Changed(account) => [Some(account), None],
+            Applied::Moved(to, from) => [Some(to), Some(from)],
+            _ => [None, None],
+        };
+        for account in changed.into_iter().flatten() {
+            if let Some(cached) = &self.cached {
+                cached.forget(account);
+            }
         }
         Ok(applied)
     }
@@ -123,57 +150,64 @@ impl Signatures {
         keys.map(Self).ok_or(Error::Setting("webhook_secret"))
     }
 
-    fn check(
-        &self,
-        field: Option<&[u8]>,
-        body: &[u8],
-        now: SystemTime,
-    ) -> Result<(), SignatureError> {
-        let field = field.and_then(|field| std::str::from_utf8(field).ok());
-        let field = field.filter(|field| field.len() <= FIELD_LIMIT_BYTES);
-        let (time, given) = parse(field.ok_or(SignatureError::Form)?)?;
+    fn check(&self, signed: &Signed, body: &[u8]) -> Result<(), SignatureError> {
         let mut fits = false;
         for key in &self.0 {
             let mut context = hmac::Context::with_key(key);
-            context.update(time.as_bytes());
+            context.update(signed.time.as_bytes());
             context.update(b".");
             context.update(body);
             let ours = context.sign();
-            for signature in &given {
+            for signature in &signed.given {
                 // In time that does not depend on where they differ.
                 fits |= aws_lc_rs::constant_time::verify_slices_are_equal(ours.as_ref(), signature)
                     .is_ok();
             }
         }
-        if !fits {
-            return Err(SignatureError::Wrong);
-        }
-        let time: u64 = time.parse().map_err(|_long| SignatureError::Time)?;
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if now.abs_diff(time) > TOLERANCE.as_secs() {
-            return Err(SignatureError::Time);
-        }
-        Ok(())
+        fits.then_some(()).ok_or(SignatureError::Wrong)
     }
 }
 
-/// Reads `t=…,v1=…,v1=…`. Other schemes are passed over: `v0` is for tests of Stripe's own.
-fn parse(field: &str) -> Result<(&str, Vec<Vec<u8>>), SignatureError> {
-    let (mut time, mut given) = (None, Vec::new());
-    for part in field.split(',') {
-        let (name, value) = part.split_once('=').ok_or(SignatureError::Form)?;
-        match name.trim_matches(' ') {
-            "t" if time.is_some() => return Err(SignatureError::Form),
-            "t" => time = Some(value),
-            "v1" if given.len() < SIGNATURE_LIMIT => {
-                given.extend(HEXLOWER.decode(value.as_bytes()).ok());
+/// What the field `Stripe-Signature` says, of now and in the right form; no proof of anything yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// As it was written, since that is what was signed.
+    time: String,
+    given: Vec<Vec<u8>>,
+}
+
+impl Signed {
+    /// Reads `t=…,v1=…,v1=…`. Other schemes are passed over: `v0` is for tests of Stripe's own.
+    fn parse(field: Option<&[u8]>, now: SystemTime) -> Result<Self, SignatureError> {
+        let field = field.filter(|field| field.len() <= FIELD_LIMIT_BYTES);
+        let field = field.and_then(|field| std::str::from_utf8(field).ok());
+        let (mut time, mut given) = (None, Vec::new());
+        for part in field.ok_or(SignatureError::Form)?.split(',') {
+            let (name, value) = part.split_once('=').ok_or(SignatureError::Form)?;
+            match name.trim_matches(' ') {
+                "t" if time.is_some() => return Err(SignatureError::Form),
+                "t" => time = Some(value),
+                "v1" if given.len() < SIGNATURE_LIMIT => {
+                    let read = HEXLOWER.decode(value.as_bytes()).ok();
+                    given.extend(read.filter(|read| read.len() == SIGNATURE_BYTES));
+                }
+                _ => {}
             }
-            _ => {}
         }
+        let digits =
+            |time: &&str| !time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit());
+        let time = time.filter(digits).ok_or(SignatureError::Form)?;
+        if given.is_empty() {
+            return Err(SignatureError::Form);
+        }
+        let seconds: u64 = time.parse().map_err(|_long| SignatureError::Time)?;
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if now.abs_diff(seconds) > TOLERANCE.as_secs() {
+            return Err(SignatureError::Time);
+        }
+        let time = time.to_owned();
+        Ok(Self { time, given })
     }
-    let digits = |time: &&str| !time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit());
-    let time = time.filter(digits).ok_or(SignatureError::Form)?;
-    Ok((time, given))
 }
 
 #[cfg(test)]
@@ -202,7 +236,8 @@ mod tests {
 
     fn check(field: &str, body: &str) -> Result<(), SignatureError> {
         let signatures = Signatures::new(&secret(SECRET), Some(&secret(b"whsec_old"))).unwrap();
-        signatures.check(Some(field.as_bytes()), body.as_bytes(), at(NOW))
+        let signed = Signed::parse(Some(field.as_bytes()), at(NOW))?;
+        signatures.check(&signed, body.as_bytes())
     }
 
     #[test]
@@ -224,10 +259,10 @@ mod tests {
         let upper = good.to_uppercase();
         for (field, expected) in [
             (format!("t={now},v1={other}"), SignatureError::Wrong),
-            (format!("t={now},v0={good}"), SignatureError::Wrong),
-            (format!("t={now},v1={upper}"), SignatureError::Wrong),
-            (format!("t={now},v1="), SignatureError::Wrong),
-            (format!("t={now}"), SignatureError::Wrong),
+            (format!("t={now},v0={good}"), SignatureError::Form),
+            (format!("t={now},v1={upper}"), SignatureError::Form),
+            (format!("t={now},v1="), SignatureError::Form),
+            (format!("t={now}"), SignatureError::Form),
             (format!("t=0{now},v1={good}"), SignatureError::Wrong),
             (format!("t={},v1={good}", NOW + 1), SignatureError::Wrong),
             (format!("t={now},t={now},v1={good}"), SignatureError::Form),
@@ -246,10 +281,7 @@ mod tests {
         let field = format!("t={now},v1={good}");
         assert_eq!(check(&field, "{} "), Err(SignatureError::Wrong));
         let signatures = Signatures::new(&secret(SECRET), None).unwrap();
-        assert_eq!(
-            signatures.check(None, b"{}", at(NOW)),
-            Err(SignatureError::Form)
-        );
+        assert_eq!(Signed::parse(None, at(NOW)), Err(SignatureError::Form));
         assert_eq!(format!("{signatures:?}"), "Signatures(redacted)");
         let empty = Signatures::new(&secret(SECRET), Some(&secret(b"")));
         assert!(matches!(empty, Err(Error::Setting("webhook_secret"))));
@@ -296,9 +328,8 @@ mod tests {
         let deliver = async |body: String| {
             let time = NOW.to_string();
             let field = format!("t={time},v1={}", v1(SECRET, &time, &body));
-            webhook
-                .receive(Some(field.as_bytes()), body.as_bytes(), at(NOW))
-                .await
+            let signed = webhook.announced(Some(field.as_bytes()), at(NOW)).unwrap();
+            webhook.receive(&signed, body.as_bytes()).await
         };
         let event = |kind: &str, created: u64| {
             format!(
@@ -332,10 +363,19 @@ mod tests {
         );
         let error = deliver("{".to_owned()).await.unwrap_err();
         assert!(matches!(error, WebhookError::Event(EventError::Form)));
-        let error = webhook.receive(None, b"{}", at(NOW)).await.unwrap_err();
-        assert!(matches!(
-            error,
-            WebhookError::Signature(SignatureError::Form)
-        ));
+        // A customer who goes to another account: both are asked for anew.
+        deliver(event("invoice.paid", 7)).await.unwrap();
+        let other = AccountId::parse("2").unwrap();
+        for (account, paid) in [(&account, true), (&other, false)] {
+            let found = cached.check(account).await.unwrap();
+            assert_eq!(found, Standing::of(account, paid));
+        }
+        let link = event("checkout.session.completed", 8).replace(":\"1\"", ":\"2\"");
+        let applied = deliver(link).await.unwrap();
+        assert_eq!(applied, Applied::Moved(other.clone(), account.clone()));
+        for (account, paid) in [(&account, false), (&other, true)] {
+            let found = cached.check(account).await.unwrap();
+            assert_eq!(found, Standing::of(account, paid));
+        }
     }
 }

@@ -14,6 +14,7 @@ use super::{ACCOUNT, Stage, jwt, secret};
 const WORKOS_KEY: &str = "sk_workos_CANARY_0123456789";
 const WHSEC: &str = "whsec_CANARY_0123456789abcdef";
 const CUSTOMER: &str = "cus_1";
+const SUBSCRIPTION: &str = "sub_1";
 
 /// Sets the stage with a stand-in of `WorkOS` that answers like this, and counts how often.
 async fn with_workos(answers: impl Fn(usize) -> String + Send + Sync + 'static) -> (Stage, Origin) {
@@ -146,13 +147,14 @@ fn event(id: &str, kind: &str, created: u64, object: &Value) -> Value {
 
 fn checkout(id: &str, created: u64) -> Value {
     let object = json!({
-        "client_reference_id": ACCOUNT, "customer": CUSTOMER, "payment_status": "paid",
+        "id": "cs_1", "client_reference_id": ACCOUNT, "customer": CUSTOMER,
+        "subscription": SUBSCRIPTION, "payment_status": "paid",
     });
     event(id, "checkout.session.completed", created, &object)
 }
 
 fn subscription(id: &str, created: u64, status: &str) -> Value {
-    let object = json!({ "customer": CUSTOMER, "status": status });
+    let object = json!({ "id": SUBSCRIPTION, "customer": CUSTOMER, "status": status });
     event(id, "customer.subscription.updated", created, &object)
 }
 
@@ -184,7 +186,7 @@ async fn a_signed_delivery_pays_and_the_next_request_passes() {
                 "evt_5",
                 "invoice.payment_failed",
                 begun + 5,
-                &json!({ "customer": CUSTOMER }),
+                &json!({ "customer": CUSTOMER, "subscription": SUBSCRIPTION }),
             ),
             402,
         ),
@@ -193,7 +195,10 @@ async fn a_signed_delivery_pays_and_the_next_request_passes() {
                 "evt_6",
                 "invoice.paid",
                 begun + 6,
-                &json!({ "customer": CUSTOMER }),
+                &json!({
+                    "customer": CUSTOMER,
+                    "parent": { "subscription_details": { "subscription": SUBSCRIPTION } },
+                }),
             ),
             200,
         ),
@@ -220,7 +225,17 @@ async fn a_signed_delivery_pays_and_the_next_request_passes() {
                 "evt_9",
                 "customer.subscription.deleted",
                 begun + 9,
-                &json!({ "customer": CUSTOMER }),
+                &json!({ "id": SUBSCRIPTION, "customer": CUSTOMER }),
+            ),
+            402,
+        ),
+        // The last invoice of a subscription is often paid after its end.
+        (
+            event(
+                "evt_10",
+                "invoice.paid",
+                begun + 10,
+                &json!({ "customer": CUSTOMER, "subscription": SUBSCRIPTION }),
             ),
             402,
         ),
@@ -271,7 +286,7 @@ async fn what_stripe_did_not_sign_changes_nothing() {
         assert_eq!(told["details"]["_tag"], "BadRequest", "{what}");
     }
     assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 402);
-    let big = "x".repeat(1024 * 1024 + 1);
+    let big = "x".repeat(256 * 1024 + 1);
     let answer = deliver_with(&stage, &line(&good), &big).await;
     assert_eq!(answer.status, 413);
     let answer = stage
@@ -280,6 +295,50 @@ async fn what_stripe_did_not_sign_changes_nothing() {
     assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
     assert_eq!(deliver_with(&stage, &line(&good), &body).await.status, 200);
     assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_overtakes_its_checkout_is_taken_over_by_it() {
+    let stage = with_stripe().await;
+    let jwt = jwt(ACCOUNT);
+    let begun = now() - 1000;
+    assert_eq!(
+        deliver(&stage, &subscription("evt_2", begun, "trialing")).await,
+        200
+    );
+    assert_eq!(stage.message(&jwt).await.status, 402);
+    let object = json!({
+        "client_reference_id": ACCOUNT, "customer": CUSTOMER, "subscription": SUBSCRIPTION,
+        "payment_status": "no_payment_required",
+    });
+    let link = event("evt_1", "checkout.session.completed", begun, &object);
+    assert_eq!(deliver(&stage, &link).await, 200);
+    assert_eq!(stage.message(&jwt).await.status, 200);
+    // Whoever pays for another account from then on pays for this one no more.
+    let object = json!({ "client_reference_id": "42", "customer": CUSTOMER });
+    let link = event("evt_3", "checkout.session.completed", begun + 1, &object);
+    assert_eq!(deliver(&stage, &link).await, 200);
+    assert_eq!(stage.message(&jwt).await.status, 402);
+    assert_eq!(stage.message(&super::jwt("42")).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_cannot_be_stripe_s_is_refused_before_its_body() {
+    let stage = with_stripe().await;
+    let good = sign(WHSEC, now(), "{}");
+    for field in [
+        String::new(),
+        "Stripe-Signature: nonsense\r\n".to_owned(),
+        format!("Stripe-Signature: {}\r\n", good.replace("v1=", "v0=")),
+        format!("Stripe-Signature: {}\r\n", sign(WHSEC, now() - 302, "{}")),
+        format!("Stripe-Signature: {good}\r\n").repeat(2),
+    ] {
+        // The body never comes.
+        let answer = stage.ask(format!(
+            "POST /api/webhooks/stripe HTTP/1.1\r\nHost: v\r\n{field}Content-Length: 9\r\n\r\n"
+        ));
+        assert_eq!(answer.await.status, 400, "{field}");
+    }
 }
 
 #[tokio::test]
