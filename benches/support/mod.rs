@@ -147,7 +147,7 @@ async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Resul
 }
 
 /// Reads a head. Returns its text, the bytes of body that came with it, and the body's length.
-async fn read_head(
+pub(crate) async fn read_head(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut [u8],
 ) -> io::Result<Option<(String, usize, usize)>> {
@@ -170,7 +170,8 @@ async fn read_head(
     }
 }
 
-async fn read_body(
+/// Reads so many bytes of a body and forgets them.
+pub(crate) async fn read_body(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut [u8],
     mut left: usize,
@@ -207,7 +208,8 @@ pub(crate) fn connector_for(ca_pem: &str, protocol: &[u8]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection, with TLS or without.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 

@@ -32,7 +32,7 @@ pub(crate) fn vault(origin: &Origin) -> Vault {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         runtime().block_on(async move {
-            let (app, ca_pem) = app(ca_file).await;
+            let (app, ca_pem) = app(ca_file, Storage::in_memory(), |_| ()).await;
             let secret = SecretForm {
                 value: Secret::new(SECRET.into()),
                 hosts: Some(vec![HOST.to_owned()]),
@@ -59,7 +59,12 @@ pub(crate) fn vault(origin: &Origin) -> Vault {
     told.recv().unwrap()
 }
 
-async fn app(origin_ca: std::path::PathBuf) -> (App, String) {
+/// Starts the service with a change to its configuration. Returns it and its root certificate.
+pub(crate) async fn app(
+    origin_ca: std::path::PathBuf,
+    storage: Storage,
+    change: impl FnOnce(&mut Config),
+) -> (App, String) {
     let any_port = Some("127.0.0.1:0".parse().unwrap());
     let mut config = Config {
         dev: true,
@@ -73,13 +78,14 @@ async fn app(origin_ca: std::path::PathBuf) -> (App, String) {
         ip: [127, 0, 0, 1].into(),
         port: None,
     }];
+    change(&mut config);
     let root = Root::generate("bench").unwrap();
     let ca_pem = root.cert_pem().to_owned();
     let parts = Parts {
         authority: Arc::new(CertificateAuthority::new(root).unwrap()),
         api_key: Fingerprint::of(b"bench"),
         audit: Sink::to_writer(Box::new(std::io::sink())),
-        storage: Storage::in_memory(),
+        storage,
     };
     (App::start(&config, parts).await.unwrap(), ca_pem)
 }
