@@ -74,8 +74,15 @@ pub struct Found {
 
 /// What stood in the store when a record was read: sealed, or nothing. Two of the same content differ
 /// where they were sealed twice.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Seen(Option<Vec<u8>>);
+
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.as_ref().map(Vec::len);
+        f.debug_tuple("Seen").field(&bytes).finish()
+    }
+}
 
 /// Says why what stands in the store is no record of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

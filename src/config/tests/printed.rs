@@ -43,7 +43,7 @@ fn examples_are_right() {
         .collect();
     let problems = with_file(&without_comments).err().unwrap_or_default();
     // The files of the examples are what is not there.
-    assert_eq!(problems.len(), 12, "{problems:?}");
+    assert_eq!(problems.len(), 13, "{problems:?}");
     for (problem, expected) in problems.iter().zip([
         "api_key_file: is given beside",
         "admin_key_file: names a file that cannot be read",

@@ -158,24 +158,9 @@ fn subscription(id: &str, created: u64, status: &str) -> Value {
     event(id, "customer.subscription.updated", created, &object)
 }
 
-#[tokio::test]
-async fn a_signed_delivery_pays_and_the_next_request_passes() {
-    let stage = with_stripe().await;
-    let jwt = jwt(ACCOUNT);
-    assert_eq!(stage.message(&jwt).await.status, 402);
-    let begun = now() - 1000;
-    let first = checkout("evt_1", begun);
-    assert_eq!(deliver(&stage, &first).await, 200);
-    assert_eq!(stage.message(&jwt).await.status, 200, "at once");
-    let shown = stage
-        .operate("GET", &format!("/v1/accounts/{ACCOUNT}"), "")
-        .await;
-    assert_eq!(
-        shown,
-        json!({ "account_id": ACCOUNT, "paid": true, "granted": null, "customers": 1 })
-    );
-    // A customer that was linked is known without its account; what was overtaken does nothing.
-    let steps = [
+/// Returns what comes after the checkout, and what a message gets then.
+fn steps(begun: u64) -> [(Value, u16); 11] {
+    [
         (subscription("evt_3", begun + 3, "past_due"), 402),
         (subscription("evt_2", begun + 2, "active"), 402),
         (checkout("evt_1", begun), 402),
@@ -239,8 +224,27 @@ async fn a_signed_delivery_pays_and_the_next_request_passes() {
             ),
             402,
         ),
-    ];
-    for (event, expected) in steps {
+    ]
+}
+
+#[tokio::test]
+async fn a_signed_delivery_pays_and_the_next_request_passes() {
+    let stage = with_stripe().await;
+    let jwt = jwt(ACCOUNT);
+    assert_eq!(stage.message(&jwt).await.status, 402);
+    let begun = now() - 1000;
+    let first = checkout("evt_1", begun);
+    assert_eq!(deliver(&stage, &first).await, 200);
+    assert_eq!(stage.message(&jwt).await.status, 200, "at once");
+    let shown = stage
+        .operate("GET", &format!("/v1/accounts/{ACCOUNT}"), "")
+        .await;
+    assert_eq!(
+        shown,
+        json!({ "account_id": ACCOUNT, "paid": true, "granted": null, "customers": 1 })
+    );
+    // A customer that was linked is known without its account; what was overtaken does nothing.
+    for (event, expected) in steps(begun) {
         // Twice: Stripe repeats deliveries.
         for _ in 0..2 {
             assert_eq!(deliver(&stage, &event).await, 200, "{event}");
