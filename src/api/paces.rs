@@ -3,7 +3,7 @@
 //! So many addresses are remembered; one that is forgotten starts anew. Called by the routes that
 //! pass something on to a service.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use http::Extensions;
 use quick_cache::sync::Cache;
 
 use crate::pace::Pace;
+use crate::serve::Source;
 use crate::web::{Connection, TaggedFailure};
 
 /// How many addresses' paces are kept.
@@ -19,7 +20,7 @@ const PACES: usize = 10_000;
 /// The paces of addresses.
 pub(super) struct Paces {
     per_minute: u32,
-    paces: Cache<IpAddr, Arc<Pace>>,
+    paces: Cache<Source, Arc<Pace>>,
 }
 
 impl Paces {
@@ -36,33 +37,28 @@ impl Paces {
     /// # Errors
     /// [`TaggedFailure::TooFast`].
     pub(super) fn take(&self, request: &Extensions) -> Result<(), TaggedFailure> {
-        let Some(from) = request.get::<Connection>() else {
-            return Ok(());
-        };
+        // Whoever came from nowhere shares one pace: nothing that is missing lets anybody through.
+        let from = request.get::<Connection>().map(|from| from.peer.ip());
+        let from = from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let fresh =
             || Ok::<_, std::convert::Infallible>(Arc::new(Pace::per_minute(self.per_minute)));
-        let Ok(pace) = self
-            .paces
-            .get_or_insert_with(&source(from.peer.ip()), fresh);
+        let Ok(pace) = self.paces.get_or_insert_with(&Source::from(from), fresh);
         let held = pace.take(Instant::now());
         held.map_err(|wait| TaggedFailure::TooFast(wait.as_secs() + 1))
-    }
-}
-
-/// Returns what one client can choose from: of IPv6 a whole /64.
-fn source(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        ip @ IpAddr::V4(_) => ip,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_from_nowhere_share_one_pace() {
+        let paces = Paces::per_minute(1);
+        let nowhere = Extensions::new();
+        assert!(paces.take(&nowhere).is_ok());
+        assert!(paces.take(&nowhere).is_err());
+    }
 
     #[test]
     fn addresses_of_one_client_are_one() {
@@ -72,7 +68,7 @@ mod tests {
             ("2001:db8::1", "2001:db8::ffff:1", true),
             ("2001:db8::1", "2001:db8:0:1::1", false),
         ] {
-            let [a, b] = [one, other].map(|text| source(text.parse().unwrap()));
+            let [a, b] = [one, other].map(|text| Source::from(text.parse::<IpAddr>().unwrap()));
             assert_eq!(a == b, same, "{one} {other}");
         }
     }

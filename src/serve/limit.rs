@@ -21,7 +21,7 @@ const ADDRESSES: usize = 10_000;
 
 /// What counts as one address: an address of IPv4, or a /64 of IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Source(IpAddr);
+pub struct Source(IpAddr);
 
 impl From<IpAddr> for Source {
     fn from(ip: IpAddr) -> Self {

@@ -25,7 +25,7 @@ use crate::shutdown::Drain;
 use crate::wire::{Connection, Io, tune};
 
 pub use handover::{Gate, Sockets};
-pub use limit::{Crowded, Newcomer, Newcomers, Seats, Throttle};
+pub use limit::{Crowded, Newcomer, Newcomers, Seats, Source, Throttle};
 pub use tls::{Error, FileCertificate};
 
 /// The first byte of a TLS handshake record (RFC 8446 §5.1).
