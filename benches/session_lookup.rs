@@ -26,6 +26,9 @@ use oshu_vault::session::{Created, Form, SecretForm, Sessions};
 use oshu_vault::store::Memory;
 use tokio::runtime::Runtime;
 
+/// A prime: a walk in such steps comes to every one of a thousand or of 100,000.
+const STEP: usize = 61_813;
+
 fn sessions() -> Sessions {
     support::sessions(Arc::new(Memory::default()), Keyring::generate())
 }
@@ -53,21 +56,40 @@ fn create(runtime: &Runtime, sessions: &Sessions, secrets: usize) -> Created {
     runtime.block_on(created).unwrap()
 }
 
+fn pair(created: &Created) -> String {
+    format!("{}:{}", created.handle.id(), created.credential.expose())
+}
+
+fn encoded(pair: &str) -> String {
+    format!("Basic {}", STANDARD.encode(pair))
+}
+
+fn value(created: &Created) -> String {
+    encoded(&pair(created))
+}
+
 fn authenticate(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("session_lookup/authenticate");
-    for count in [1, 1000] {
+    for count in [1, 1000, 100_000] {
         let sessions = sessions();
         let created: Vec<Created> = (0..count).map(|_| create(&runtime, &sessions, 1)).collect();
+        let values: Vec<String> = created.iter().map(value).collect();
         let last = created.last().unwrap();
-        let pair = format!("{}:{}", last.handle.id(), last.credential.expose());
-        let right = format!("Basic {}", STANDARD.encode(&pair));
-        let wrong = format!("Basic {}", STANDARD.encode(pair.replace("tok_", "tok-")));
-        for (name, value) in [("right", &right), ("wrong", &wrong)] {
+        let wrong = encoded(&pair(last).replace("tok_", "tok-"));
+        for (name, value) in [("right", &value(last)), ("wrong", &wrong)] {
             group.bench_function(format!("{name}/{count}"), |bench| {
                 bench.iter(|| sessions.authenticate(black_box(value.as_bytes())).is_some());
             });
         }
+        // One after the other in an order that no cache foresees.
+        let mut at = 0;
+        group.bench_function(format!("any/{count}"), |bench| {
+            bench.iter(|| {
+                at = (at + STEP) % count;
+                sessions.authenticate(values[at].as_bytes()).is_some()
+            });
+        });
     }
     group.finish();
 }
