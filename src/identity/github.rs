@@ -2,7 +2,7 @@
 //!
 //! One question at a time for each token; what is kept is kept under the token's hash. GitHub's "no"
 //! is 401 and nothing else: an outage, or a limit of GitHub's, is an error and neither answer.
-//! Called by the faces of `/api`.
+//! For the faces of `/api` that take a GitHub bearer; none is built.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,7 +3,8 @@
 //! A sandbox shows a workload JWT, which [`WorkloadKeys`] verifies and mints; a person shows a
 //! GitHub bearer, which [`Github`] asks GitHub about. [`presented`] finds the one JWT among the
 //! places where clients put it. None of it may say yes where it could not look, or keep what was
-//! shown. Called by `gateway`, by the faces of `/api`, and by `cli` for minting.
+//! shown. Called by `gateway`, and by `cli` for minting; [`Github`] is for the faces of `/api` that
+//! take a GitHub bearer, of which none is built.
 
 mod credential;
 mod github;
