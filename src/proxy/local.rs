@@ -225,6 +225,24 @@ async fn unless_closed(
     .await
 }
 
+/// Returns the next frame of an answer. While there is none, what was written before it leaves: the
+/// head of a stream does not wait for its first event.
+async fn next_frame(
+    down: &mut Connection,
+    body: &mut Pin<Box<LocalBody>>,
+    written: &mut Vec<u8>,
+) -> Result<Option<Result<Frame<Bytes>, LocalError>>, LocalError> {
+    let ready = poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await;
+    if let Poll::Ready(frame) = ready {
+        return Ok(frame);
+    }
+    if !written.is_empty() {
+        down.send(written).await?;
+        written.clear();
+    }
+    unless_closed(down, body).await
+}
+
 /// Makes the request that the service sees.
 fn local_request(
     head: &RequestHead,
@@ -337,7 +355,7 @@ async fn write(
         down.send(&text).await?;
         return Ok(());
     }
-    while let Some(frame) = unless_closed(down, &mut body).await? {
+    while let Some(frame) = next_frame(down, &mut body, &mut text).await? {
         let Ok(data) = frame?.into_data() else {
             continue;
         };

@@ -42,7 +42,7 @@ fn claims(change: impl FnOnce(&mut Value)) -> String {
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
 /// Takes out of an answer what differs between two calls: the request's id.
-fn timeless(answer: &Answer) -> String {
+pub(super) fn timeless(answer: &Answer) -> String {
     let text = String::from_utf8_lossy(&answer.raw).into_owned();
     let id = answer.header("x-request-id").expect("an id").to_owned();
     text.replace(&id, "ID")
@@ -83,7 +83,7 @@ async fn a_jwt_is_found_wherever_clients_put_it() {
 }
 
 /// Returns tokens whose header or signature is not right.
-fn badly_signed(good: &str) -> Vec<(&'static str, String)> {
+pub(super) fn badly_signed(good: &str) -> Vec<(&'static str, String)> {
     let (start, signature) = good.rsplit_once('.').expect("three parts");
     let with = |header: &str| sign(JWT_SECRET, header, &claims(|_| ()));
     vec![
@@ -134,7 +134,7 @@ fn badly_signed(good: &str) -> Vec<(&'static str, String)> {
 }
 
 /// Returns tokens that are rightly signed, and say what is not right.
-fn badly_claiming() -> Vec<(&'static str, String)> {
+pub(super) fn badly_claiming() -> Vec<(&'static str, String)> {
     let claiming = |change: fn(&mut Value)| sign(JWT_SECRET, HEADER, &claims(change));
     vec![
         (

@@ -9,7 +9,7 @@ use crate::support::{ANSWER, contains, missing, program};
 
 use super::{ACCOUNT, MODEL_KEY, PAYMENT_URL, Stage, jwt};
 
-fn installed(path: &str) -> Option<PathBuf> {
+pub(super) fn installed(path: &str) -> Option<PathBuf> {
     let found = project_file("tests/fixtures/clients").join(path);
     if !found.exists() {
         missing(&format!(

@@ -9,10 +9,10 @@ use crate::support::{ANSWER, Anthropic, Origin, VaultBuilder, contains};
 
 use super::{ACCOUNT, BODY, MODEL_KEY, Stage, jwt};
 
-const OWN: &str = "vault.example.com";
+pub(super) const OWN: &str = "vault.example.com";
 
 /// Sets the stage behind a public URL, whose name leads to somebody who must get nothing.
-async fn stage(url: &str) -> (Stage, Origin) {
+pub(super) async fn stage(url: &str) -> (Stage, Origin) {
     let other = Origin::echo_ok().await;
     let address = other.addr();
     let provider = Anthropic::start().await.into_origin();

@@ -11,6 +11,7 @@ mod payment;
 mod records;
 mod relay;
 mod sign_in;
+mod ways;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
