@@ -131,7 +131,8 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::NotFound`] where the session is over, or does not watch the endpoint any more;
-    /// [`Error::CaptureLimit`], [`Error::Conflict`], [`Error::Store`]. Nothing changed in each case.
+    /// [`Error::CaptureLimit`], [`Error::Conflict`]: nothing changed. [`Error::Store`]: nothing changed
+    /// here, and nobody knows whether the store has it.
     pub async fn capture(
         &self,
         handle: &SessionHandle,

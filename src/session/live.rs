@@ -212,8 +212,15 @@ impl Sessions {
             created,
             now: self.store.now(),
         };
-        self.persist((tenant, &id), &written, millis(created), Over::Nothing)
-            .await?;
+        // Held until it is in the table: a rotation that saw its row alone would have nobody to ask.
+        let keyring = self.keyring.read().await;
+        self.persist_under(
+            &keyring,
+            (tenant, &id),
+            &written,
+            (millis(created), Over::Nothing),
+        )
+        .await?;
         let warnings = spec.warnings.clone();
         let handle = Arc::new(self.handle(Begun {
             id: id.clone(),
@@ -229,6 +236,7 @@ impl Sessions {
             },
         }));
         self.table.insert(id, Arc::clone(&handle));
+        drop(keyring);
         if handle.is_cut() {
             // Its tenant ended meanwhile, and whoever ended it may not have seen this one.
             handle.end();
@@ -271,8 +279,8 @@ impl Sessions {
     /// Changes a session: checked as a whole, durable, then live for the next request.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Store`], [`Error::Conflict`]; nothing changed
-    /// in each case.
+    /// [`Error::NotFound`], [`Error::Invalid`], [`Error::Conflict`]: nothing changed. [`Error::Store`]:
+    /// nothing changed here, and nobody knows whether the store has it.
     pub async fn patch(
         &self,
         tenant: &TenantId,
@@ -325,49 +333,6 @@ impl Sessions {
             sealed_secrets,
             warnings,
         })
-    }
-
-    /// Ends a session: cut first, then durable.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`]; [`Error::Store`], in which case it is cut all the same. Calling again
-    /// tries again to delete the row, and so does the sweep.
-    pub async fn delete(&self, tenant: &TenantId, id: &SessionId) -> Result<(), Error> {
-        self.make_known(id).await?;
-        let own = self.in_table(id).filter(|own| own.tenant == *tenant);
-        let deletable = |own: &Arc<SessionHandle>| own.is_cut() || !own.is_over();
-        let handle = own.filter(deletable).ok_or(Error::NotFound)?;
-        let mut audit = self.record(tenant, id, "deleted");
-        let is_first = handle.end();
-        self.peers.tell_gone(&[row_key(tenant, id)], None);
-        let _after_a_patch = handle.changing.lock().await;
-        if !is_first && self.in_table(id).is_none() {
-            // Another call was faster.
-            return Err(Error::NotFound);
-        }
-        // Also where it has left the table: the sweep may have found it cut, or the store not have it
-        // at the moment.
-        self.forget(&handle).await?;
-        audit.decision(Decision::Allowed, "ok");
-        Ok(())
-    }
-
-    /// Deletes the row of a session that was cut, and then its place in the table. Where the store
-    /// fails, it stays in the table, so that its row is not forgotten.
-    pub(super) async fn forget(&self, handle: &SessionHandle) -> Result<(), Error> {
-        let key = row_key(&handle.tenant, &handle.id);
-        if self.store.fleet().is_some() {
-            // First: it is deleted, whatever the store says, and wherever it comes up.
-            self.nodes.bury(&handle.id);
-        }
-        // Once more: a change that was under way may have been told since.
-        self.peers.tell_gone(std::slice::from_ref(&key), None);
-        let began = Instant::now();
-        let deleted = self.store.delete(&key).await;
-        self.store_times.observe(began.elapsed());
-        deleted.map_err(Error::Store)?;
-        self.table.remove(&handle.id);
-        Ok(())
     }
 
     /// Finds a live session of a tenant. Another tenant's is as if it were not there.
@@ -477,7 +442,21 @@ impl Sessions {
         last_used: u64,
         over: Over,
     ) -> Result<(), Error> {
-        if let Some(row) = self.put_sealed(owner, written, last_used, over).await? {
+        let keyring = self.keyring.read().await;
+        self.persist_under(&keyring, owner, written, (last_used, over))
+            .await
+    }
+
+    /// The same, for one who keeps the keyring from being replaced beyond that.
+    async fn persist_under(
+        &self,
+        keyring: &Keyring,
+        owner: (&TenantId, &SessionId),
+        written: &Written<'_>,
+        (last_used, over): (u64, Over),
+    ) -> Result<(), Error> {
+        let put = self.put_sealed(keyring, owner, written, (last_used, over));
+        if let Some(row) = put.await? {
             self.peers.tell_row(&row_key(owner.0, owner.1), &row, None);
         }
         Ok(())
@@ -486,14 +465,13 @@ impl Sessions {
     /// Seals a record and makes it durable. Returns the row where there is anybody to tell.
     pub(super) async fn put_sealed(
         &self,
+        keyring: &Keyring,
         (tenant, id): (&TenantId, &SessionId),
         written: &Written<'_>,
-        last_used: u64,
-        over: Over,
+        (last_used, over): (u64, Over),
     ) -> Result<Option<Row>, Error> {
-        let keyring = self.keyring.read().await;
         let row = Row {
-            sealed: record::encode(&keyring, (tenant, id), written),
+            sealed: record::encode(keyring, (tenant, id), written),
             last_used,
         };
         let told = self.peers.any().then(|| row.clone());

@@ -224,48 +224,46 @@ impl Sessions {
     /// version of one. Every other process is told, each before it is told of an end; so is the one
     /// that asks, which may have given up waiting.
     pub(super) async fn write_for(&self, key: &RowKey, row: Row, from: u64) -> Result<(), String> {
-        let (record, row, given) = {
-            let keyring = self.keyring.read().await;
-            let owner = (&key.tenant, &key.session);
-            let record = record::decode(&keyring, owner, &row.sealed, self.store.now());
-            let record = record.map_err(|why| why.to_string())?;
-            // Under the current key: the other process may not know it yet.
-            let plain = keyring.open(&record::context(owner), &row.sealed);
-            let plain = plain.map_err(|why| why.to_string())?;
-            let sealed = keyring.seal(&record::context(owner), &plain);
-            (
-                record,
-                Row {
-                    sealed,
-                    ..row.clone()
-                },
-                row,
-            )
+        let own = self.in_table(&key.session);
+        let _alone = match &own {
+            Some(own) => Some(own.changing.lock().await),
+            None => None,
+        };
+        // After the session's own turn, as everywhere, and until the table knows what is written: a
+        // rotation in between would not see the row.
+        let keyring = self.keyring.read().await;
+        let owner = (&key.tenant, &key.session);
+        let record = record::decode(&keyring, owner, &row.sealed, self.store.now());
+        let record = record.map_err(|why| why.to_string())?;
+        // Under the current key: the other process may not know it yet.
+        let plain = keyring.open(&record::context(owner), &row.sealed);
+        let plain = plain.map_err(|why| why.to_string())?;
+        let anew = Row {
+            sealed: keyring.seal(&record::context(owner), &plain),
+            last_used: row.last_used,
         };
         let put = async || {
-            let put = self.store.put(key, row.clone()).await;
+            let put = self.store.put(key, anew.clone()).await;
             put.map_err(|error| error.to_string())?;
-            self.peers.tell_row(key, &row, Some(from));
+            self.peers.tell_row(key, &anew, Some(from));
             Ok::<(), String>(())
         };
-        let Some(own) = self.in_table(&key.session) else {
+        let ended = || "the session has ended".to_owned();
+        let Some(own) = &own else {
             if record.version != FIRST_VERSION {
-                return Err("the session has ended".to_owned());
+                return Err(ended());
             }
             put().await?;
             // It can have no place here by now: its tenant ended.
-            let revived = self.revive(key, &row, record);
-            let lives = revived.map_err(|why| {
+            let lives = self.revive(key, &anew, record).map_err(|why| {
+                self.refused().insert(key.clone());
                 self.peers.tell_gone(std::slice::from_ref(key), None);
                 why.to_string()
             })?;
-            return lives
-                .then_some(())
-                .ok_or_else(|| "the session has ended".to_owned());
+            return lives.then_some(()).ok_or_else(ended);
         };
-        let _alone = own.changing.lock().await;
         if own.tenant != key.tenant || own.is_cut() {
-            return Err("the session has ended".to_owned());
+            return Err(ended());
         }
         if record.version != own.version() + 1 {
             return Err("the session was changed meanwhile".to_owned());
@@ -273,10 +271,10 @@ impl Sessions {
         let standing = self.standing_of(record).map_err(|why| why.to_string())?;
         put().await?;
         // As it was sealed there: the current key may not be known to it.
-        self.peers.tell_row_to(from, key, &given);
+        self.peers.tell_row_to(from, key, &row);
         if own.is_cut() {
             // Whoever cut it waits for us, and then deletes the row.
-            return Err("the session has ended".to_owned());
+            return Err(ended());
         }
         own.replace(standing);
         Ok(())

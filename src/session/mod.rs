@@ -8,6 +8,7 @@
 mod agree;
 mod capture;
 mod credential;
+mod deletion;
 mod fleet;
 mod handle;
 mod life;
@@ -60,7 +61,8 @@ pub enum Error {
     /// The tenant has no such session.
     #[error("there is no such session")]
     NotFound,
-    /// The store did not take the change; nothing changed.
+    /// The store did not say that it took the change. Nothing changed here; the store may have it all
+    /// the same.
     #[error("the store did not take the change")]
     Store(#[source] crate::store::Error),
     /// What is in the store cannot be read with these keys: another keyring sealed it, or a key

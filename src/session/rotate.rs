@@ -137,8 +137,12 @@ impl Sessions {
                 return self.seal_live(&handle).await;
             }
             if !self.refused().contains(&key) {
-                // It was deleted meanwhile, and must not come back.
-                return Ok(Outcome::Gone);
+                // It was deleted meanwhile, and must not come back. Or the store has what it had not
+                // said that it took: nobody knows of that row, and nobody else changes it.
+                let is_there = self.store.get(&key).await.map_err(Error::Store)?.is_some();
+                if !is_there {
+                    return Ok(Outcome::Gone);
+                }
             }
         }
         let keyring = self.keyring.read().await;
@@ -160,11 +164,10 @@ impl Sessions {
         };
         let last_used = handle.last_used(self.store.now());
         let owner = (&handle.tenant, &handle.id);
+        let keyring = self.keyring.read().await;
+        let put = self.put_sealed(&keyring, owner, &written, (last_used, Over::Any));
         // It says what it said: nobody has to be told.
-        drop(
-            self.put_sealed(owner, &written, last_used, Over::Any)
-                .await?,
-        );
+        drop(put.await?);
         Ok(Outcome::Sealed)
     }
 }

@@ -87,16 +87,6 @@ impl Sessions {
         Ok(())
     }
 
-    /// Deletes the row of a session that does not live here, so that it never does. Tells whether
-    /// there was one.
-    pub(super) async fn forget_row(&self, key: &RowKey) -> Result<bool, Error> {
-        // A rotation at work would seal it anew, and so put it back.
-        let _alone = self.rotating.lock().await;
-        let was_there = self.store.delete(key).await.map_err(Error::Store)?;
-        self.refused().remove(key);
-        Ok(was_there)
-    }
-
     /// Returns the keys of the rows that are in the store and were refused.
     pub(super) fn refused(&self) -> MutexGuard<'_, BTreeSet<RowKey>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)

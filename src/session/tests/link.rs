@@ -7,7 +7,7 @@ use super::restarts::{keys, proven};
 use super::*;
 use crate::seal::KeyId;
 use crate::secret::Fingerprint;
-use crate::session::{Following, Link};
+use crate::session::{Error, Following, Link};
 use crate::store::Gate;
 use crate::tenant::{Change, Limits, State, Tenants};
 
@@ -477,7 +477,7 @@ async fn what_the_successor_refuses_ends_here_and_can_be_deleted() {
         ..options()
     };
     let unscoped = form([("OWN", secret(CANARY))]);
-    let (pair, also) = pair_of(false, loose, [unscoped]).await;
+    let (pair, also) = pair_of(false, loose, [unscoped.clone(), unscoped]).await;
     let Pair {
         before,
         after,
@@ -494,6 +494,47 @@ async fn what_the_successor_refuses_ends_here_and_can_be_deleted() {
     assert!(after.store.get(&key).await.unwrap().is_none());
     assert!(!after.sessions.refused().contains(&key));
     assert!(!before.sessions.store.delete(&key).await.unwrap());
+    // And by its tenant, who has a connection to this one yet.
+    until("the end", || also[1].handle.is_cut()).await;
+    let (sessions, id) = (&before.sessions, also[1].handle.id());
+    until("its end here", || sessions.in_table(id).is_none()).await;
+    let (own, other) = (&before.tenant, tenant("other"));
+    let another_s = sessions.delete(&other, id).await;
+    assert!(matches!(another_s, Err(Error::NotFound)), "{another_s:?}");
+    sessions.delete(own, id).await.unwrap();
+    let gone = after.store.get(&key_of(&after, &also[1])).await.unwrap();
+    assert!(gone.is_none());
+    let again = sessions.delete(own, id).await;
+    assert!(matches!(again, Err(Error::NotFound)), "{again:?}");
+}
+
+#[tokio::test]
+async fn what_is_written_for_the_process_before_comes_under_a_key_that_is_new_meanwhile() {
+    let Pair {
+        before,
+        after,
+        made: _,
+        following: _tie,
+    } = pair().await;
+    after.store.hold();
+    let (sessions, tenant) = (Arc::clone(&before.sessions), before.tenant.clone());
+    let creating = tokio::spawn(async move { sessions.create(&tenant, one_secret()).await });
+    after.store.holding().await;
+    let given = [(2, [8; 32]), (1, [7; 32])].map(|(id, key)| (KeyId::new(id), key));
+    let both = Keyring::from_keys(given.into(), KeyId::new(2)).unwrap();
+    let sessions = Arc::clone(&after.sessions);
+    let rotation = tokio::spawn(async move { sessions.rotate(both).await });
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    after.store.release();
+    after.store.released.add_permits(100);
+    creating.await.unwrap().unwrap();
+    assert_eq!(rotation.await.unwrap().unwrap().refused, 0);
+    for (key, row) in after.store.load().await.unwrap().rows {
+        let under = Keyring::key_of(&row.sealed);
+        assert_eq!(under, Ok(KeyId::new(2)), "{key:?}");
+    }
 }
 
 #[tokio::test]

@@ -338,6 +338,45 @@ async fn what_the_configuration_allows_no_more_is_refused() {
 }
 
 #[tokio::test]
+async fn what_was_refused_is_its_tenant_s_to_delete_and_never_comes_back() {
+    let open = Options {
+        unscoped_secrets: true,
+        ..options()
+    };
+    let world = World::with(open.clone(), keys(), Sink::discard());
+    world.sessions.load().await.unwrap();
+    let (not_allowed, damaged) = (
+        world.create(form([("ANY", secret(CANARY))])).await,
+        world.create(two()).await,
+    );
+    let whole = row(&world, &damaged).await;
+    let mut changed = whole.clone();
+    changed.sealed[20] ^= 1;
+    put(&world, &damaged, changed).await;
+    let after = world.restarted(keys());
+    assert_eq!(after.sessions.load().await.unwrap(), loaded(0, 0, 2));
+    for refused in [&not_allowed, &damaged] {
+        let (id, other) = (refused.handle.id(), tenant("other"));
+        let another_s = after.sessions.delete(&other, id).await;
+        assert!(matches!(another_s, Err(Error::NotFound)), "{another_s:?}");
+        world.store.fail(true);
+        let failed = after.sessions.delete(&world.tenant, id).await;
+        assert!(matches!(failed, Err(Error::Store(_))), "{failed:?}");
+        world.store.fail(false);
+        let key = key(&world, refused);
+        assert!(world.store.get(&key).await.unwrap().is_some());
+        after.sessions.delete(&world.tenant, id).await.unwrap();
+        assert!(world.store.get(&key).await.unwrap().is_none());
+        let again = after.sessions.delete(&world.tenant, id).await;
+        assert!(matches!(again, Err(Error::NotFound)), "{again:?}");
+    }
+    let rotated = after.sessions.resume_rotation().await.unwrap();
+    assert_eq!(rotated.refused, 0, "nothing is remembered of them");
+    let last = world.restarted_with(open, keys());
+    assert_eq!(last.sessions.load().await.unwrap(), loaded(0, 0, 0));
+}
+
+#[tokio::test]
 async fn keys_that_are_others_are_an_error_and_not_an_empty_table() {
     let other = || Keyring::from_keys(vec![(KeyId::new(1), [8; 32])], KeyId::new(1)).unwrap();
     let unknown = || Keyring::from_keys(vec![(KeyId::new(2), [7; 32])], KeyId::new(2)).unwrap();

@@ -149,6 +149,28 @@ async fn a_row_that_was_on_its_way_comes_under_the_new_key_too() {
 }
 
 #[tokio::test]
+async fn a_row_that_the_store_has_and_had_not_acknowledged_comes_under_the_new_key_too() {
+    let (world, all) = world(1).await;
+    let key = RowKey {
+        tenant: world.tenant.clone(),
+        session: all[0].handle.id().clone(),
+    };
+    let row = world.store.get(&key).await.unwrap().unwrap();
+    world
+        .sessions
+        .delete(&key.tenant, &key.session)
+        .await
+        .unwrap();
+    // As after a creation that came to its deadline: nobody knows of the row.
+    world.store.put(&key, row).await.unwrap();
+    let rotated = world.sessions.rotate(keys(&[NEW, OLD])).await.unwrap();
+    assert_eq!(rotated, changed(sealed(1)));
+    assert_eq!(under(&world).await, [(KeyId::new(2), 2)]);
+    let after = world.restarted(keys(&[NEW]));
+    assert_eq!(after.sessions.load().await.unwrap().live, 1);
+}
+
+#[tokio::test]
 async fn a_session_that_is_deleted_meanwhile_does_not_come_back() {
     // More than are sealed at once: the last one waits for its turn.
     let (world, all) = world(70).await;

@@ -1,5 +1,6 @@
 //! Two nodes on one store: what each knows, when it asks, and what neither may end for the other.
 
+mod refused;
 mod store;
 mod tenants;
 mod word;

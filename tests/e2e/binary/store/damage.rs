@@ -5,9 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase, TableDefinition};
+use rustix::process::Signal;
+use serde_json::Value;
 
 use super::{Made, Place};
-use crate::binary::mode;
+use crate::binary::{Server, dial, mode};
 
 const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions");
 const USED: TableDefinition<'_, &[u8], u64> = TableDefinition::new("used");
@@ -105,6 +107,54 @@ async fn rows_that_were_changed_are_named_and_refused_and_the_others_serve() {
     // Refused rows are left for whoever looks into it.
     let hand = Hand::open(&place.store());
     assert_eq!(hand.read(&one), right);
+}
+
+/// Deletes a session, and returns the status of the answer.
+async fn delete(place: &Place, server: &Server, made: &Made) -> u16 {
+    let key = fs::read_to_string(place.home.state("api.key")).expect("a key");
+    let (id, key) = (made.id(), key.trim_end());
+    let mut conn = dial(server.plain()).await;
+    conn.send(format!(
+        "DELETE /v1/sessions/{id} HTTP/1.1\r\nHost: v\r\nx-api-key: {key}\r\n\r\n"
+    ))
+    .await;
+    conn.answer().await.status
+}
+
+#[tokio::test]
+async fn a_refused_row_is_its_tenant_s_to_delete_for_good() {
+    let place = Place::new().await;
+    let server = place.serve().await;
+    let (own, another_s) = (place.create(&server).await, place.create(&server).await);
+    server.stop().await;
+    let hand = Hand::open(&place.store());
+    let mut row = hand.read(&own);
+    row[30] ^= 4;
+    hand.write(&key("default", &own), &row);
+    let row = hand.read(&another_s);
+    hand.write(&key("mallory", &another_s), &row);
+    hand.remove(&key("default", &another_s));
+    drop(hand);
+    let server = place.serve().await;
+    assert_eq!(delete(&place, &server, &own).await, 204);
+    assert_eq!(delete(&place, &server, &own).await, 404);
+    assert_eq!(delete(&place, &server, &another_s).await, 404);
+    let (_code, events, log) = server.end(Signal::TERM).await;
+    let deleted = |event: &&Value| event["event"] == "session" && event["session"] == own.id();
+    let deleted: Vec<_> = events.iter().filter(deleted).collect();
+    assert!(
+        deleted.len() == 1 && deleted[0]["action"] == "deleted",
+        "{deleted:?}"
+    );
+    assert!(
+        log.contains(own.id()) && log.contains(another_s.id()),
+        "{log}"
+    );
+    let server = place.serve().await;
+    let log = place.found(&server).await;
+    assert!(!log.contains(own.id()), "it is gone: {log}");
+    assert!(log.contains(another_s.id()), "and the other is not: {log}");
+    server.stop().await;
 }
 
 #[tokio::test]
