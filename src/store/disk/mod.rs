@@ -15,14 +15,17 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use self::file::Opener;
-use self::writer::{Change, Request, Status, Writer};
+use self::writer::{Change, Request, Status, Waiting, Writer};
 use crate::store::{BoxFuture, Error, RecordKey, RecordKind, RecordRows, Row, RowKey, Rows, Store};
 
-/// How many calls may wait for the thread; with all of them taken a call fails at once.
+/// How many calls may wait for the thread, and how many bytes of what they write: of all the rows that
+/// a rotation of keys has on their way together, and some. Beyond that a call fails at once.
 const QUEUE: usize = 1024;
+const QUEUE_BYTES: usize = 128 << 20;
+const FULL: &str = "too many changes are waiting";
 /// How long a call waits for its change to be durable.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The same for reading everything, which happens at the start and when keys are rotated.
@@ -32,6 +35,8 @@ const LOAD_DEADLINE: Duration = Duration::from_mins(2);
 pub struct Disk {
     path: PathBuf,
     queue: SyncSender<Request>,
+    /// As many permits as bytes may wait yet.
+    room: Arc<Semaphore>,
     status: Arc<Status>,
     thread: JoinHandle<()>,
 }
@@ -59,6 +64,7 @@ impl Disk {
         Ok(Self {
             path: path.to_owned(),
             queue,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             status,
             thread: thread.map_err(|source| Error::File {
                 path: path.to_owned(),
@@ -85,7 +91,7 @@ impl Disk {
         self.queue
             .try_send(request(sender))
             .map_err(|error| match error {
-                TrySendError::Full(_) => Error::unavailable("too many changes are waiting"),
+                TrySendError::Full(_) => Error::unavailable(FULL),
                 TrySendError::Disconnected(_) => Error::unavailable("the store's thread ended"),
             })?;
         match tokio::time::timeout(deadline, receiver).await {
@@ -96,8 +102,19 @@ impl Disk {
     }
 
     async fn change(&self, change: Change) -> Result<bool, Error> {
-        self.ask(DEADLINE, |sender| Request::Change(change, sender))
-            .await
+        let bytes = u32::try_from(change.bytes().min(QUEUE_BYTES)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(bytes);
+        // Not waited for: whoever waits holds what it would write.
+        let room = room.map_err(|_full| Error::unavailable(FULL))?;
+        self.ask(DEADLINE, |answer| {
+            let waiting = Waiting {
+                change,
+                answer,
+                room,
+            };
+            Request::Change(waiting)
+        })
+        .await
     }
 }
 

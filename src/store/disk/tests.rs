@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 
+use futures_util::FutureExt;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
@@ -252,6 +253,43 @@ async fn many_changes_at_once_are_all_done() {
         assert!(done.unwrap());
     }
     assert_eq!(disk.load().await.unwrap().rows.len(), 300);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_disk_that_stalls_is_bounded_in_bytes_too() {
+    const LARGE: usize = 4 << 20;
+    let place = Place::new();
+    let (disk, faults) = faulty(&place);
+    let there = key();
+    disk.put(&there, row("small")).await.unwrap();
+    faults.stall(true);
+    let mut waiting = Vec::new();
+    let refused = loop {
+        // Of zeros, which take no memory until they are looked at.
+        let mut put = disk.put(&key(), row(vec![0; LARGE]));
+        match (&mut put).now_or_never() {
+            None => waiting.push(put),
+            Some(done) => break done.unwrap_err(),
+        }
+        assert!(waiting.len() < 100, "as many as come");
+    };
+    assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+    assert_eq!(waiting.len(), QUEUE_BYTES / LARGE);
+    let touched = disk.touch(vec![(there.clone(), 9)]).now_or_never();
+    assert!(matches!(touched, Some(Err(_))), "{touched:?}");
+    // What takes away has room, and is done whoever waits for it.
+    assert!(disk.delete(&there).now_or_never().is_none());
+    drop(waiting);
+    faults.stall(false);
+    // And so has everything when nothing waits any more.
+    let all_room = async {
+        while disk.room.available_permits() < QUEUE_BYTES {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        while disk.put(&key(), row("after")).await.is_err() {}
+    };
+    tokio::time::timeout(PATIENCE, all_room).await.unwrap();
+    assert_eq!(disk.get(&there).await.unwrap(), None);
 }
 
 #[tokio::test]

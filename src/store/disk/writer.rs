@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::oneshot::Sender;
 
 use super::file::{Cause, File, Opener, unread};
@@ -40,11 +41,22 @@ impl Change {
             Self::Delete(_) | Self::Touch(_) | Self::DeleteRecord(_) => None,
         }
     }
+
+    /// Returns how many bytes it holds, about, while it waits: of what may be many. What only takes
+    /// away is never refused for want of room.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Touch(used) => used.len() * size_of::<[(RowKey, u64); 2]>(),
+            Self::Put(..) | Self::PutRecord(..) | Self::Delete(_) | Self::DeleteRecord(_) => {
+                self.written().unwrap_or_default()
+            }
+        }
+    }
 }
 
 /// What the thread may be asked.
 pub(super) enum Request {
-    Change(Change, Sender<Result<bool, Error>>),
+    Change(Waiting),
     Get(RowKey, Sender<Result<Option<Row>, Error>>),
     Load(Sender<Result<Rows, Error>>),
     Record(RecordKey, Sender<Result<Option<Vec<u8>>, Error>>),
@@ -55,7 +67,26 @@ pub(super) enum Request {
     Reclaim(Sender<Result<(), Error>>),
 }
 
-type Waiting = (Change, Sender<Result<bool, Error>>);
+/// A change that waits to be made.
+pub(super) struct Waiting {
+    pub(super) change: Change,
+    pub(super) answer: Sender<Result<bool, Error>>,
+    /// What it takes of the room for all.
+    pub(super) room: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    /// Answers. The room is given back first, so that whoever was answered finds it there.
+    fn answer(self, done: Result<bool, Error>) {
+        let Self {
+            answer: sender,
+            room,
+            ..
+        } = self;
+        drop(room);
+        answer(sender, done);
+    }
+}
 
 /// How the store does, for whoever asks.
 #[derive(Debug, Default)]
@@ -153,12 +184,12 @@ impl Writer {
         let mut next = Some(first);
         while let Some(request) = next.take() {
             match request {
-                Request::Change(change, sender) => {
-                    let written = change.written();
+                Request::Change(waiting) => {
+                    let written = waiting.change.written();
                     bytes += written.unwrap_or_default();
                     // Whoever asked for this row has been told that it failed.
-                    if !(written.is_some() && sender.is_closed()) {
-                        group.push((change, sender));
+                    if !(written.is_some() && waiting.answer.is_closed()) {
+                        group.push(waiting);
                     }
                     if group.len() < GROUP && bytes < GROUP_BYTES {
                         next = requests.try_recv().ok();
@@ -224,16 +255,16 @@ impl Writer {
             return;
         }
         if let Some(failure) = self.resting() {
-            for (_, sender) in group {
-                answer(sender, Err(Error::unavailable(failure.to_string())));
+            for waiting in group {
+                waiting.answer(Err(Error::unavailable(failure.to_string())));
             }
             return;
         }
-        match self.apply(group.iter().map(|(change, _)| change)) {
+        match self.apply(group.iter().map(|waiting| &waiting.change)) {
             Ok(found) => {
                 self.settle(None);
-                for ((_, sender), found) in group.into_iter().zip(found) {
-                    answer(sender, Ok(found));
+                for (waiting, found) in group.into_iter().zip(found) {
+                    waiting.answer(Ok(found));
                 }
             }
             Err(error) => {
@@ -246,11 +277,11 @@ impl Writer {
     fn commit_singly(&mut self, group: Vec<Waiting>) {
         let mut last = None;
         let mut answers = Vec::with_capacity(group.len());
-        for (change, sender) in group {
-            let done = self.apply(std::iter::once(&change));
+        for waiting in group {
+            let done = self.apply(std::iter::once(&waiting.change));
             last = done.as_ref().err().map(|error| Arc::from(chain(error)));
             let done = done.map(|found| found.first().copied().unwrap_or_default());
-            answers.push((sender, done));
+            answers.push((waiting.answer, done));
         }
         // First, so that whoever is told of a failure finds the store unwell.
         self.settle(last);
