@@ -75,8 +75,8 @@ pub enum Failure {
     /// that began.
     #[error("the store cannot be used at present")]
     StoreDown(#[source] Error),
-    /// The store did not take the change.
-    #[error("the change could not be stored: try again later")]
+    /// The store did not say that it took the change.
+    #[error("the store did not confirm this: a change may be made all the same. Try again later")]
     Store(#[source] Error),
     /// A credential came in the clear, over a network.
     #[error("credentials are taken over TLS or on a loopback listener only")]

@@ -8,6 +8,7 @@
 mod address;
 mod clock;
 mod link;
+mod promise;
 mod script;
 
 use std::collections::BTreeMap;
@@ -137,7 +138,8 @@ impl What {
 }
 
 impl Shared {
-    /// Connects to the server, and warns where it does not promise to keep what it acknowledges.
+    /// Connects to the server, and warns where it does not promise to keep what it acknowledges, and
+    /// where others may read along.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -147,7 +149,7 @@ impl Shared {
         let bulk = Link::new(address.clone(), roots, PAGE_TIMEOUT);
         let link = Arc::new(Link::new(address, roots, ANSWER_TIMEOUT));
         let announced = Arc::new(Notify::new());
-        warn_of_loss(&link).await?;
+        promise::tell(&link).await?;
         let listening = listen(
             Arc::clone(&link),
             keys.channel.clone(),
@@ -565,47 +567,6 @@ async fn listen(link: Arc<Link>, channel: String, announced: Arc<Notify>) {
         }
         tokio::time::sleep(jittered(LISTEN_AGAIN)).await;
     }
-}
-
-/// Says what an acknowledged change is worth, as far as the server tells.
-async fn warn_of_loss(link: &Link) -> Result<(), Error> {
-    let mut values = Vec::new();
-    for name in ["appendonly", "appendfsync"] {
-        let mut get = redis::cmd("CONFIG");
-        get.arg("GET").arg(name);
-        let pair: Option<Vec<String>> = link.ask_unless_refused(&get).await?;
-        let value = pair.and_then(|pair| pair.into_iter().nth(1));
-        values.push(value.unwrap_or_default());
-    }
-    let mut values = values.iter().map(String::as_str);
-    let (appendonly, appendfsync) = (values.next(), values.next());
-    let address = link.address();
-    match (
-        appendonly.unwrap_or_default(),
-        appendfsync.unwrap_or_default(),
-    ) {
-        ("yes", "always") => {
-            tracing::info!(%address, "the store flushes every change before it answers");
-        }
-        ("yes", "everysec") => tracing::info!(
-            %address,
-            "the store flushes once a second: a crash of its machine takes the last second back"
-        ),
-        ("", _) => tracing::warn!(
-            %address,
-            "whether the store keeps what it acknowledges cannot be known: CONFIG GET is refused. \
-             It should have appendonly yes, and appendfsync always or everysec"
-        ),
-        ("yes", policy) => tracing::warn!(
-            %address, appendfsync = policy,
-            "the store flushes when its system pleases: a crash takes acknowledged changes back"
-        ),
-        (appendonly, _) => tracing::warn!(
-            %address, appendonly,
-            "the store is not append-only: a restart of it takes acknowledged changes back"
-        ),
-    }
-    Ok(())
 }
 
 /// Puts a tenant before the sealed record: with its length, so that the border cannot be moved.

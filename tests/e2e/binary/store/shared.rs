@@ -117,6 +117,10 @@ async fn a_start_says_what_an_answer_is_worth_and_fails_without_the_store() {
             &["--appendonly", "yes", "--rename-command", "CONFIG", ""],
             "cannot be known",
         ),
+        (
+            &["--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"],
+            "throws rows out",
+        ),
     ] {
         let Some(redis) = Redis::start_with(settings).await else {
             return;
@@ -124,10 +128,11 @@ async fn a_start_says_what_an_answer_is_worth_and_fails_without_the_store() {
         let relay = Relay::to(&redis).await;
         let place = at(Place::new().await, &relay.url());
         let server = place.serve().await;
-        server
-            .log
-            .wait(expected, |log| log.contains(expected))
-            .await;
+        let log = server.log.wait(expected, |log| log.contains(expected));
+        let log = log.await;
+        let throws_out = settings.contains(&"--maxmemory-policy");
+        assert_eq!(log.contains("throws rows out"), throws_out, "{log}");
+        assert!(!log.contains("in clear over a network"), "{log}");
         relay.shut(true);
         place.becomes(&server, 503).await;
         let ended = place.refused().await;
