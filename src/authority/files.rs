@@ -145,11 +145,29 @@ impl Pair {
             Access::Private => KEY_MODE,
             Access::Public => CERT_MODE,
         };
-        let fresh = self.folder.join(".ca.rotation.new");
+        let fresh = self.replacement();
         write_new(&fresh, mode, content)?;
         self.sync()?;
         rename(&fresh, path)?;
         self.sync()
+    }
+
+    /// Removes what a crash left of a file that was being replaced: it may hold a key. We hold the
+    /// lock, so that nobody is writing it.
+    pub(super) fn clear(&self) {
+        let left = self.replacement();
+        match std::fs::remove_file(&left) {
+            Ok(()) => tracing::info!(path = %left.display(), "what a crash had left was removed"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Whoever may only read the folder can go on.
+            Err(error) => {
+                tracing::warn!(path = %left.display(), %error, "what a crash had left cannot be removed");
+            }
+        }
+    }
+
+    fn replacement(&self) -> PathBuf {
+        self.folder.join(".ca.rotation.new")
     }
 
     /// Removes a file of the folder for good.

@@ -62,8 +62,10 @@ struct Files {
 
 impl Files {
     fn lock(folder: &Path) -> Result<Self, Error> {
+        let pair = files::Pair::lock(folder)?;
+        pair.clear();
         Ok(Self {
-            pair: files::Pair::lock(folder)?,
+            pair,
             next: folder.join("ca.next"),
             old: folder.join("ca.old.pem"),
         })

@@ -181,6 +181,21 @@ fn whatever_a_crash_leaves_is_finished() {
     }
 }
 
+#[test]
+fn what_a_crash_left_of_a_key_is_removed_by_the_next_look() {
+    let (folder, clock) = (folder(), TestClock::now());
+    let first = load(folder.path()).cert_der().to_vec();
+    let left = folder.path().join(".ca.rotation.new");
+    fs::write(&left, "half a key").unwrap();
+    let others = look(folder.path(), clock.read()).unwrap();
+    assert!(others.next.is_none() && others.old.is_none());
+    assert_eq!(names(folder.path()), ["ca.key", "ca.pem"]);
+    // What cannot be removed keeps nobody from a start.
+    fs::create_dir(&left).unwrap();
+    look(folder.path(), clock.read()).unwrap();
+    assert_eq!(load(folder.path()).cert_der(), first);
+}
+
 fn copy(from: &Path, to: &Path) {
     for name in names(from) {
         fs::copy(from.join(&name), to.join(&name)).unwrap();
