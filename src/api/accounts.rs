@@ -1,7 +1,8 @@
 //! The operator's routes about accounts: whether one is paid, and what it used.
 //!
 //! An account that nobody spoke of is unpaid and has used nothing. A change is durable before it is
-//! told. To everybody but the operator there is nothing here. Called by the route table.
+//! told. To everybody but the operator there is nothing here. Called by the route table;
+//! the command line tells in the same form.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use super::ApiState;
 use super::vault::{finish, limit};
 use crate::id::AccountId;
-use crate::payment::{Account, Accounts, Ledger, Line, Month};
+use crate::payment::{Account, Accounts, Ledger, Line, Month, Usage};
 use crate::session::FieldError;
 use crate::web::{Admin, Failure, Json, JsonBody, json, query};
 
@@ -39,8 +40,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
-#[derive(Serialize)]
-struct AccountMetadata {
+/// What is told of an account.
+#[derive(Debug, Serialize)]
+pub struct AccountMetadata {
     account_id: String,
     paid: bool,
     /// What the operator said, if anything.
@@ -49,7 +51,8 @@ struct AccountMetadata {
 }
 
 impl AccountMetadata {
-    fn of(id: &AccountId, account: Account) -> Self {
+    /// Tells of an account.
+    pub fn of(id: &AccountId, account: Account) -> Self {
         Self {
             account_id: id.to_string(),
             paid: account.paid,
@@ -65,7 +68,7 @@ struct AccountList {
     next_cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct UsageLine {
     sandbox: String,
     model: String,
@@ -94,13 +97,26 @@ impl From<Line> for UsageLine {
     }
 }
 
-#[derive(Serialize)]
-struct UsageMetadata {
+/// What is told of an account's use in one month.
+#[derive(Debug, Serialize)]
+pub struct UsageMetadata {
     account_id: String,
     month: String,
     /// What counts towards a budget.
     counted_tokens: u64,
     usage: Vec<UsageLine>,
+}
+
+impl UsageMetadata {
+    /// Tells of an account's use.
+    pub fn of(id: &AccountId, month: Month, usage: Usage) -> Self {
+        Self {
+            account_id: id.to_string(),
+            month: month.to_string(),
+            counted_tokens: usage.counted(),
+            usage: usage.lines.into_iter().map(UsageLine::from).collect(),
+        }
+    }
 }
 
 /// `GET /v1/accounts`.
@@ -180,13 +196,7 @@ pub(super) async fn usage(
         })?,
     };
     let usage = state.paying()?.ledger.usage(&id, month).await?;
-    let answer = UsageMetadata {
-        account_id: id.to_string(),
-        month: month.to_string(),
-        counted_tokens: usage.counted(),
-        usage: usage.lines.into_iter().map(UsageLine::from).collect(),
-    };
-    json(StatusCode::OK, &answer)
+    json(StatusCode::OK, &UsageMetadata::of(&id, month, usage))
 }
 
 /// Reads `{"paid": true}`.

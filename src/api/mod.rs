@@ -38,6 +38,7 @@ use crate::telemetry::Page;
 use crate::web;
 use crate::web::{Admin, ApiKeys, Failure, TaggedFailure};
 
+pub use accounts::{AccountMetadata, UsageMetadata};
 pub use certificates::Certificates;
 pub use open::OpenState;
 pub use relay::Relay;

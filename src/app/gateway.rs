@@ -30,9 +30,11 @@ const LAST_USAGE: Duration = Duration::from_secs(2);
 
 /// Who is paid, and what was used.
 #[derive(Clone, Debug)]
-pub(super) struct Paying {
-    pub(super) accounts: Arc<Accounts>,
-    pub(super) ledger: Arc<Ledger>,
+pub struct Paying {
+    /// Who is paid.
+    pub accounts: Arc<Accounts>,
+    /// What was used.
+    pub ledger: Arc<Ledger>,
 }
 
 impl Paying {

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tower_service::Service;
 
 use self::doors::{Doors, addresses, handler};
-use self::gateway::{Paying, Shared, beside};
+use self::gateway::{Shared, beside};
 use self::settings::{
     address_rules, proxy_config, quotas, session_options, tenant_limits, throttle, upstream_config,
 };
@@ -47,6 +47,7 @@ use crate::tenant::{self, Tenants};
 use crate::upstream::{self, Upstream};
 use crate::web::{ApiKeys, Connection, Failure};
 
+pub use self::gateway::Paying;
 pub use self::handover::{Error as HandoverError, Handover, Hello, Inherited, Predecessor};
 pub use self::settings::roots;
 
@@ -297,6 +298,11 @@ impl App {
     /// Returns the live sessions.
     pub fn sessions(&self) -> &Arc<Sessions> {
         &self.sessions
+    }
+
+    /// Returns who is paid, and what was used.
+    pub fn paying(&self) -> &Paying {
+        &self.paying
     }
 
     /// Returns the certificate authority.

@@ -48,7 +48,7 @@ pub struct Cli {
 #[derive(Debug, Clone)]
 pub enum Verb {
     /// `accounts list`, `show`, `set`, `usage`.
-    Accounts(AccountCalls),
+    Accounts(Box<AccountCalls>),
     /// `audit verify`.
     Audit(Verify),
     /// `ca show`, `ca export`, `ca generate`.
@@ -289,7 +289,7 @@ impl Cli {
     {
         let matches = command().try_get_matches_from(arguments)?;
         let verb = match matches.subcommand() {
-            Some(("accounts", of)) => Verb::Accounts(accounts::parsed(of)?),
+            Some(("accounts", of)) => Verb::Accounts(Box::new(accounts::parsed(of)?)),
             Some(("audit", of)) => Verb::Audit(verify(of)?),
             Some(("ca", of)) => Verb::Ca(ca(of)?),
             Some(("check-config", of)) => Verb::CheckConfig(flags(of, |_| true)),
@@ -319,7 +319,7 @@ pub(super) fn not_available(parent: &str, subcommand: Option<(&str, &ArgMatches)
 }
 
 /// Collects the flags of settings, as the configuration takes them.
-fn flags(matches: &ArgMatches, wanted: impl Fn(&Setting) -> bool) -> Flags {
+pub(super) fn flags(matches: &ArgMatches, wanted: impl Fn(&Setting) -> bool) -> Flags {
     let start = Flags::new(optional(matches, "config"));
     let with_flag = SETTINGS.iter().filter(|setting| setting.flag.is_some());
     with_flag

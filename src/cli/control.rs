@@ -3,7 +3,8 @@
 //! It lies beside the store's file, whose lock keeps a second server away from both. Only the
 //! owner may connect. One line is read, one line of JSON is answered, both within deadlines; a
 //! successor goes on talking. No key and no secret passes here: sealing keys are read from where the
-//! server read them, and of an API key comes the hash. Called by `serve`, `seal` and `keys`.
+//! server read them, and of an API key comes the hash. Called by `serve`, `seal`, `keys` and
+//! `accounts`.
 
 use std::fs::{Permissions, remove_file, rename, set_permissions};
 use std::io;
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 
 use super::chain;
 use super::sealing::KeySource;
-use crate::app::{self, Handover, Hello, Predecessor};
+use crate::app::{self, Handover, Hello, Paying, Predecessor};
 use crate::id::fill_random;
 use crate::seal::KeyId;
 use crate::serve::Sockets;
@@ -32,6 +33,8 @@ use crate::session::{Rotated, Sessions};
 const ROTATE: &str = "seal rotate";
 /// Asks the server for something about API keys, which follows in JSON.
 pub(super) const KEYS: &str = "keys ";
+/// Asks the server for something about accounts, which follows in JSON.
+pub(super) const ACCOUNTS: &str = "accounts ";
 /// Asks the server to hand over to the process at the other end; what that has follows.
 const TAKE_OVER: &str = "take over ";
 /// The longest line.
@@ -68,6 +71,29 @@ fn socket(store: &Path) -> PathBuf {
     let mut path = store.as_os_str().to_owned();
     path.push(".sock");
     path.into()
+}
+
+/// What commands may be about.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    /// The live sessions, and their tenants.
+    pub(super) sessions: Arc<Sessions>,
+    /// The accounts of the gateway, and what they used.
+    pub(super) paying: Option<Paying>,
+    /// What hands the service over.
+    pub(super) handover: Option<Arc<Handover>>,
+}
+
+#[cfg(test)]
+impl Served {
+    /// Serves sessions and nothing else.
+    pub(super) fn only(sessions: &Arc<Sessions>) -> Self {
+        Self {
+            sessions: Arc::clone(sessions),
+            paying: None,
+            handover: None,
+        }
+    }
 }
 
 /// A socket that is open; its file goes with it, unless another process has put its own there.
@@ -110,22 +136,11 @@ impl Control {
 
     /// Answers commands until the server was handed over; one that is slow to ask keeps no other
     /// waiting.
-    pub(super) async fn serve(
-        self,
-        sessions: Arc<Sessions>,
-        keys: KeySource,
-        handover: Option<Arc<Handover>>,
-    ) {
-        self.serve_with(ASK_TIMEOUT, sessions, keys, handover).await;
+    pub(super) async fn serve(self, served: Served, keys: KeySource) {
+        self.serve_with(ASK_TIMEOUT, served, keys).await;
     }
 
-    async fn serve_with(
-        mut self,
-        patience: Duration,
-        sessions: Arc<Sessions>,
-        keys: KeySource,
-        handover: Option<Arc<Handover>>,
-    ) {
+    async fn serve_with(mut self, patience: Duration, served: Served, keys: KeySource) {
         // Read and taken by one at a time, or keys that were read earlier would be taken later.
         let keys = Arc::new(Mutex::new(keys));
         let mut commands = JoinSet::new();
@@ -149,11 +164,8 @@ impl Control {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (sessions, keys) = (Arc::clone(&sessions), Arc::clone(&keys));
-                    let handover = handover.clone();
-                    commands.spawn(async move {
-                        answer(stream, patience, &sessions, &keys, handover.as_deref()).await
-                    });
+                    let (served, keys) = (served.clone(), Arc::clone(&keys));
+                    commands.spawn(async move { answer(stream, patience, &served, &keys).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket cannot accept");
@@ -195,9 +207,8 @@ enum After {
 async fn answer(
     mut stream: UnixStream,
     patience: Duration,
-    sessions: &Sessions,
+    served: &Served,
     keys: &Mutex<KeySource>,
-    handover: Option<&Handover>,
 ) -> io::Result<After> {
     let own = rustix::process::geteuid().as_raw();
     if !may_command(stream.peer_cred()?.uid(), own) {
@@ -205,7 +216,7 @@ async fn answer(
     }
     let line = timeout(patience, line(&mut stream)).await??;
     let hello = line.trim_end().strip_prefix(TAKE_OVER);
-    if let (Some(hello), Some(handover)) = (hello, handover) {
+    if let (Some(hello), Some(handover)) = (hello, &served.handover) {
         if let Err(error) = handover.offer(hello, stream).await {
             tracing::error!(
                 error = chain(&error),
@@ -216,12 +227,12 @@ async fn answer(
         return Ok(After::HandedOver);
     }
     let answer = match line.trim_end() {
-        ROTATE => rotate(sessions, &*keys.lock().await).await,
-        line if line.starts_with(KEYS) => {
-            let line = line.strip_prefix(KEYS).unwrap_or_default();
-            super::keys::answer(sessions.tenants(), line).await
-        }
-        _ => Err("the server does not know this command".to_owned()),
+        ROTATE => rotate(&served.sessions, &*keys.lock().await).await,
+        line => match (line.strip_prefix(KEYS), line.strip_prefix(ACCOUNTS)) {
+            (Some(line), _) => super::keys::answer(served.sessions.tenants(), line).await,
+            (None, Some(line)) => super::accounts::answer(served.paying.as_ref(), line).await,
+            (None, None) => Err("the server does not know this command".to_owned()),
+        },
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": error }));
     let answer = format!("{answer}\n");
@@ -346,7 +357,8 @@ mod tests {
         let key = Secret::new(Keyring::fresh_key().as_bytes().to_vec());
         let sessions = sessions(Keyring::parse(key.expose()).unwrap());
         let hour = Duration::from_hours(1);
-        let serving = tokio::spawn(control.serve_with(hour, sessions, KeySource::Given(key), None));
+        let serving =
+            tokio::spawn(control.serve_with(hour, Served::only(&sessions), KeySource::Given(key)));
         let mut silent = Vec::new();
         for _ in 1..COMMANDS {
             silent.push(UnixStream::connect(socket(&store)).await.unwrap());

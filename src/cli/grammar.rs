@@ -275,24 +275,29 @@ fn seal_command() -> Command {
         .subcommands([generate, rotate])
 }
 
-fn keys_command() -> Command {
+/// The arguments of a verb that asks the store's server or file, or a server over its API.
+fn store_or_server() -> impl Iterator<Item = Arg> {
     let of_store = || SETTINGS.iter().filter(|it| is_of_store(it));
-    let others = || of_store().map(|it| it.key).chain(["config"]);
+    let others = of_store().map(|it| it.key).chain(["config"]);
+    let args = [
+        text("server", "URL")
+            .conflicts_with_all(others)
+            .help("Ask a running server over its API, as the operator"),
+        path("admin-key-file", "FILE")
+            .requires("server")
+            .help("The file with the operator's key; else $OSHU_VAULT_ADMIN_KEY"),
+        ca_arg().requires("server"),
+        path("config", "FILE").help("The configuration file (TOML)"),
+    ];
+    args.into_iter().chain(of_store().map(setting_arg))
+}
+
+fn keys_command() -> Command {
     let about = |name: &'static str, about: &'static str, tenant: &'static str| {
         Command::new(name)
             .about(about)
-            .args([
-                text("tenant", "NAME").help(tenant),
-                text("server", "URL")
-                    .conflicts_with_all(others())
-                    .help("Ask a running server over its API, as the operator"),
-                path("admin-key-file", "FILE")
-                    .requires("server")
-                    .help("The file with the operator's key; else $OSHU_VAULT_ADMIN_KEY"),
-                ca_arg().requires("server"),
-                path("config", "FILE").help("The configuration file (TOML)"),
-            ])
-            .args(of_store().map(setting_arg))
+            .arg(text("tenant", "NAME").help(tenant))
+            .args(store_or_server())
     };
     let whose = "Whose key it is; without it that of the tenant `default`";
     let id = Arg::new("id")
@@ -320,12 +325,7 @@ fn keys_command() -> Command {
 
 fn accounts_command() -> Command {
     let about = |name: &'static str, about: &'static str| {
-        Command::new(name).about(about).args([
-            server_arg(),
-            path("admin-key-file", "FILE")
-                .help("The file with the operator's key; else $OSHU_VAULT_ADMIN_KEY"),
-            ca_arg(),
-        ])
+        Command::new(name).about(about).args(store_or_server())
     };
     let id = || {
         Arg::new("id")
@@ -339,7 +339,10 @@ fn accounts_command() -> Command {
         .help("Whether it is paid");
     let month = text("month", "MONTH").help("A month such as 2026-11; without it the present one");
     Command::new("accounts")
-        .about("Say who is paid at the gateway, and see what they used")
+        .about(
+            "Say who is paid at the gateway, and see what they used, by the running server or without \
+             one",
+        )
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([

@@ -1,11 +1,9 @@
 //! `keys create`, `list`, `revoke`: the API keys of tenants.
 //!
 //! It is done by the server that has the store open, over its control socket, or here where none
-//! has, after the sealing keys were proven: what is sealed under others would shut a tenant out. Or,
-//! with `--server`, over the management API with the operator's key. A key is made here and printed
-//! once; over the control socket and into the store goes its hash alone.
+//! has. Or, with `--server`, over the management API with the operator's key. A key is made here and
+//! printed once; over the control socket and into the store goes its hash alone.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use data_encoding::BASE64;
@@ -13,22 +11,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::RwLock;
 use zeroize::Zeroizing;
 
-use super::control::{self, ask};
-use super::sealing::{self, KeySource};
 use super::session::ask as call;
 use super::target::{ServerFlags, Target};
-use super::{Exit, chain, print, serve};
+use super::{Exit, chain, control, print, serve, stored};
 use crate::app::TENANT;
-use crate::config::{Config, Flags, Source};
+use crate::config::{Flags, Source};
 use crate::id::{ApiKeyId, TenantId};
 use crate::records::Records;
-use crate::seal::Keyring;
 use crate::secret::Fingerprint;
-use crate::session::prove_offline;
-use crate::store::Disk;
 use crate::tenant::{About, KeyRecord, Limits, Loaded, Tenants, generate_key, is_label};
 
 /// How many tenants are asked for at once, over the API.
@@ -144,75 +136,28 @@ pub(super) async fn keys(keys: Keys) -> Result<(), Exit> {
 
 /// Lists tenants, page by page.
 async fn list(flags: &Flags, tenant: Option<String>) -> Result<Value, Exit> {
-    let (mut all, mut after) = (Vec::new(), None);
-    loop {
-        let (tenant, last) = (tenant.clone(), after.clone());
-        let ask = Ask::List {
-            tenant,
-            after: last,
-        };
-        let mut page = by_store(flags, &ask).await?;
-        if let Some(Value::Array(found)) = page.get_mut("tenants").map(Value::take) {
-            all.extend(found);
-        }
-        let next = page.get("next").and_then(Value::as_str);
-        let next = next.filter(|next| after.as_deref().is_none_or(|after| *next > after));
-        match next.map(str::to_owned) {
-            Some(next) => after = Some(next),
-            None => return Ok(json!({ "tenants": all })),
-        }
-    }
+    let page = async |after| {
+        let tenant = tenant.clone();
+        by_store(flags, &Ask::List { tenant, after }).await
+    };
+    stored::gather("tenants", page).await
 }
 
 /// Asks whoever has the store open, or opens it.
 async fn by_store(flags: &Flags, what: &Ask) -> Result<Value, Exit> {
-    let config = Config::load_state(&Source::process(flags.clone()))?;
-    let Some(store) = config.store.file(&config.state_dir) else {
-        return Err(Exit::usage(
-            "error: store.url: keys of this store are managed with --server and the operator's key"
-                .to_owned(),
-        ));
-    };
-    if !store.exists() {
-        return Err(Exit::failed(&format!("{} is not there", store.display())));
-    }
     let line = serde_json::to_string(what).map_err(|error| Exit::startup(&error))?;
-    match ask(&store, &format!("{}{line}", control::KEYS)).await {
-        Ok(answer) => Ok(answer),
-        Err(control::Error::Nobody(_)) => here(&config, store, &line).await,
-        Err(error) => Err(Exit::startup(&error)),
-    }
+    let here = async |records| perform_here(records, &line).await;
+    stored::by_store(flags, "keys", (control::KEYS, &line), here).await
 }
 
-/// Does it in a store that no server has open.
-async fn here(config: &Config, store: PathBuf, line: &str) -> Result<Value, Exit> {
-    let startup = |error: &dyn std::error::Error| Exit::startup(error);
-    let keyring = KeySource::of(config).read().await;
-    let keyring = keyring.map_err(|error| startup(&error))?;
-    let store = Arc::new(sealing::open(store).await.map_err(|e| startup(&e))?);
-    let answer = perform_here(&store, keyring, line).await;
-    if let Some(store) = Arc::into_inner(store) {
-        let closed = tokio::task::spawn_blocking(move || store.close()).await;
-        closed.map_err(|error| startup(&error))?;
-    }
-    answer.map_err(|text| Exit::failed(&text))
-}
-
-/// Does one call about keys in a store that is open, if its sealing keys are these.
-async fn perform_here(store: &Arc<Disk>, keyring: Keyring, line: &str) -> Result<Value, String> {
-    let proven = prove_offline(store.as_ref(), &keyring).await;
-    proven.map_err(|error| chain(&error))?;
-    let keyring = Arc::new(RwLock::new(keyring));
-    let records = Arc::new(Records::new(Arc::clone(store) as _, keyring));
+/// Does one call about keys in a store that nobody else has open.
+async fn perform_here(records: Arc<Records>, line: &str) -> Result<Value, String> {
     // Limits are no matter here, and the configured key is that of the server alone.
     let tenants = Tenants::new(records, Limits::default(), 0);
     let tenants = tenants.with(&KeysAction::default_tenant());
     match tenants.load().await {
         Ok(Loaded { refused: 0, .. }) => perform(&tenants, line, usize::MAX).await,
-        Ok(Loaded { refused, .. }) => Err(format!(
-            "records of the store are refused, {refused} of them: a server that is started with it \
-             names them in its log and serves the others"
-        )),
+        Ok(Loaded { refused, .. }) => Err(stored::refused(refused)),
         Err(error) => Err(chain(&error)),
     }
 }
@@ -397,8 +342,10 @@ fn tell(answer: &Value) -> Result<(), Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::control::Control;
+    use crate::cli::control::{Control, Served, ask};
+    use crate::cli::sealing::KeySource;
     use crate::cli::tests::sessions;
+    use crate::seal::Keyring;
     use crate::tenant::{KEYS_LIMIT, LABEL_LIMIT};
 
     /// Makes a tenant with so many keys, of the longest labels there are.
@@ -438,7 +385,7 @@ mod tests {
             expected.push((name, 0));
         }
         let key = crate::secret::Secret::new(Keyring::fresh_key().as_bytes().to_vec());
-        let serving = control.serve(Arc::clone(&sessions), KeySource::Given(key), None);
+        let serving = control.serve(Served::only(&sessions), KeySource::Given(key));
         let serving = tokio::spawn(serving);
         let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
         loop {

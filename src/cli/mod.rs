@@ -27,6 +27,7 @@ mod serve;
 mod session;
 mod spec;
 mod state;
+mod stored;
 mod target;
 mod token;
 mod version;
@@ -106,7 +107,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn perform(verb: Verb, sockets: Vec<std::io::Result<TcpListener>>) -> Result<u8, Exit> {
     match verb {
-        Verb::Accounts(calls) => accounts::accounts(calls).await.map(|()| 0),
+        Verb::Accounts(calls) => Box::pin(accounts::accounts(*calls)).await.map(|()| 0),
         Verb::Audit(verify) => audit::verify(verify).await.map(|()| 0),
         Verb::Ca(ca) => ca::ca(&ca).map(|()| 0),
         Verb::CheckConfig(flags) => check::check_config(flags).map(|()| 0),

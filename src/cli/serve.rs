@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use super::control::{self, Control};
+use super::control::{self, Control, Served};
 use super::sealing::{self, KeySource};
 use super::state;
 use super::{Exit, STARTUP, chain};
@@ -143,9 +143,13 @@ fn control(config: &Config, app: &App) -> Option<JoinHandle<()>> {
     let control = Control::open(&store).inspect_err(|error| {
         tracing::warn!(%error, "no control socket: sealing keys can be rotated at a restart only");
     });
-    let (sessions, keys) = (Arc::clone(app.sessions()), KeySource::of(config));
-    let handover = Some(Arc::clone(app.handover()));
-    Some(tokio::spawn(control.ok()?.serve(sessions, keys, handover)))
+    let served = Served {
+        sessions: Arc::clone(app.sessions()),
+        paying: Some(app.paying().clone()),
+        handover: Some(Arc::clone(app.handover())),
+    };
+    let keys = KeySource::of(config);
+    Some(tokio::spawn(control.ok()?.serve(served, keys)))
 }
 
 /// Takes what others had before: the system's sockets, and a running server's whole service; with

@@ -26,7 +26,7 @@ use crate::store;
 pub use book::{Line, Month, Tokens, Usage};
 pub use cache::{Cached, Config as CacheConfig};
 pub use event::{Event, EventError};
-pub use ledger::{Budgets, Ledger, Refusal, Reservation, TokenCounts};
+pub use ledger::{Budgets, Ledger, Refusal, Reservation, TokenCounts, usage_offline};
 pub use local::{Account, Accounts, Applied};
 pub use stripe::{SignatureError, Signed, TOLERANCE, Webhook, WebhookError};
 pub use workos::{Config as WorkosConfig, Workos};

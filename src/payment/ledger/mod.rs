@@ -190,9 +190,8 @@ impl Ledger {
             }
             let page = pages.entry((account.clone(), month));
             let page = page.or_insert_with(|| {
-                let name = format!("{account}/{month}");
                 Arc::new(Page {
-                    key: RecordKey::new(RecordKind::Usage, &name),
+                    key: key(account, month),
                     state: OnceCell::new(),
                     written: watch::Sender::default(),
                     queue: Arc::clone(&self.queue),
@@ -200,27 +199,44 @@ impl Ledger {
             });
             Arc::clone(page)
         };
-        page.state.get_or_try_init(|| self.read(&page.key)).await?;
+        let read = async || {
+            Ok::<_, Error>(Mutex::new(State {
+                book: read(&self.records, &page.key).await?,
+                version: 0,
+                queued: false,
+            }))
+        };
+        page.state.get_or_try_init(read).await?;
         Ok(page)
     }
 
-    async fn read(&self, key: &RecordKey) -> Result<Mutex<State>, Error> {
-        let book = match self.records.open(key).await? {
-            None => Book::default(),
-            Some(Err(refused)) => {
-                name_refused(&key.to_string(), &refused);
-                return Err(Error::Refused);
-            }
-            Some(Ok(plain)) => Book::read(&plain).ok_or_else(|| {
-                name_refused(&key.to_string(), &Error::Refused);
-                Error::Refused
-            })?,
-        };
-        Ok(Mutex::new(State {
-            book,
-            version: 0,
-            queued: false,
-        }))
+/// Returns what an account used in a month as it lies in a store that no server has open.
+///
+/// # Errors
+/// [`Error::Store`] and [`Error::Refused`].
+pub async fn usage_offline(
+    records: &Records,
+    account: &AccountId,
+    month: Month,
+) -> Result<Usage, Error> {
+    Ok(read(records, &key(account, month)).await?.usage())
+}
+
+/// Names the record of a book.
+fn key(account: &AccountId, month: Month) -> RecordKey {
+    RecordKey::new(RecordKind::Usage, &format!("{account}/{month}"))
+}
+
+/// Reads a book; one that is not there is empty.
+async fn read(records: &Records, key: &RecordKey) -> Result<Book, Error> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        name_refused(&key.to_string(), why);
+        Error::Refused
+    };
+    match records.open(key).await? {
+        None => Ok(Book::default()),
+        Some(Err(refused)) => Err(refuse(&refused)),
+        Some(Ok(plain)) => Book::read(&plain).ok_or_else(|| refuse(&Error::Refused)),
     }
 }
 
@@ -264,6 +280,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
+}
     /// Returns the most that the request may use.
     pub fn most(&self) -> u64 {
         self.most

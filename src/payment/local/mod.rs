@@ -332,6 +332,12 @@ impl Accounts {
                 if let Some(customer) = left.customers.remove(name) {
                     record.adopt(name, customer);
                 }
+    /// Returns how many records are refused: those of accounts, and that of customers without one.
+    pub fn refused(&self) -> usize {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.refused.len() + usize::from(table.is_unlinked_refused)
+    }
+
                 Some(left)
             }
             None => None,

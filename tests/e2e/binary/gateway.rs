@@ -104,6 +104,81 @@ async fn verbs_mint_and_pay_and_a_restart_keeps_it() {
     server.stop().await;
 }
 
+/// Asks about accounts by the verb, of the store.
+async fn stored(home: &Home, words: &[&str]) -> Value {
+    let line = [&["accounts"], words].concat();
+    home.run(&line).await.expect(0).json()
+}
+
+#[tokio::test]
+async fn accounts_are_set_without_a_server_and_by_the_one_that_runs() {
+    let (home, provider) = (Home::new(), Origin::builder().plain().answer(OK).await);
+    let pay = ["set", "583231", "--paid", "true"];
+    let missing = home.run(&[&["accounts"][..], &pay].concat()).await;
+    missing.complains(1, &["sessions.redb is not there", "--server"]);
+    serve(&home, &provider, &[]).await.stop().await;
+
+    let set = stored(&home, &pay).await;
+    let paid = json!({ "account_id": "583231", "paid": true, "granted": true, "customers": 0 });
+    assert_eq!(set, paid);
+    assert_eq!(stored(&home, &["show", "583231"]).await, paid);
+    assert_eq!(
+        stored(&home, &["list"]).await,
+        json!({ "accounts": [paid] })
+    );
+    let server = serve(&home, &provider, &[]).await;
+    let jwt = mint(&home).await;
+    let answer = message(&server, &jwt).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // The server that runs does it, at once.
+    for (word, status) in [("false", 402), ("true", 200)] {
+        let set = stored(&home, &["set", "583231", "--paid", word]).await;
+        assert_eq!(set["paid"], json!(status == 200));
+        assert_eq!(message(&server, &jwt).await.status, status, "{word}");
+    }
+    let asked = accounts(&home, &server, &["list"]).await;
+    assert_eq!(stored(&home, &["list"]).await, asked);
+    stored(&home, &["set", "583231", "--paid", "false"]).await;
+    server.end(Signal::KILL).await;
+
+    // What was told was durable, and what was used is found.
+    assert_eq!(stored(&home, &["show", "583231"]).await["paid"], false);
+    let usage = stored(&home, &["usage", "583231"]).await;
+    assert_eq!(usage["account_id"], "583231");
+    assert!(usage["usage"].is_array() && usage.get("next").is_none());
+    let before = stored(&home, &["usage", "583231", "--month", "2020-01"]).await;
+    assert_eq!(
+        (&before["counted_tokens"], &before["month"]),
+        (&json!(0), &json!("2020-01"))
+    );
+    for (store, code) in [("memory", 64), ("redis://127.0.0.1:1/0", 64)] {
+        let store = format!("--store={store}");
+        let ended = home.run(&["accounts", "list", &store]).await;
+        ended.complains(code, &["accounts of this store", "--server"]);
+    }
+}
+
+#[tokio::test]
+async fn accounts_are_not_touched_without_the_right_sealing_key() {
+    let (home, provider) = (Home::new(), Origin::builder().plain().answer(OK).await);
+    serve(&home, &provider, &[]).await.stop().await;
+    stored(&home, &["set", "583231", "--paid", "false"]).await;
+    let path = home.state("seal.key");
+    let right = std::fs::read(&path).expect("the key");
+    std::fs::write(&path, "11".repeat(32)).expect("another key");
+    for words in [
+        &["list"][..],
+        &["show", "583231"],
+        &["set", "583231", "--paid", "true"],
+        &["usage", "583231"],
+    ] {
+        let ended = home.run(&[&["accounts"], words].concat()).await;
+        ended.complains(1, &["the sealing keys are not those of the store"]);
+    }
+    std::fs::write(&path, right).expect("the key");
+    assert_eq!(stored(&home, &["show", "583231"]).await["paid"], false);
+}
+
 #[tokio::test]
 async fn a_minted_jwt_ends_when_it_is_told_to_and_needs_the_secret() {
     let home = Home::new();
