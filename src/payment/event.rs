@@ -126,8 +126,11 @@ impl Event {
             Kind::Deleted => Some(false),
             Kind::Invoice(paid) => Some(paid),
         };
-        let named = object.client_reference_id;
-        let named = named.or_else(|| object.metadata.and_then(|metadata| metadata.user_id));
+        let by_metadata = object.metadata.and_then(|metadata| metadata.user_id);
+        let named = [
+            ("client_reference_id", object.client_reference_id),
+            ("metadata.userId", by_metadata),
+        ];
         let customer = object.customer.map(RawRef::id);
         let subscription = match kind {
             Kind::Updated | Kind::Deleted => object.id,
@@ -142,9 +145,9 @@ impl Event {
             return Err(EventError::Id);
         }
         Ok(Some(Self {
+            account: account(&raw.id, named),
             id: raw.id,
             created: raw.created,
-            account: named.and_then(|name| AccountId::parse(&name)),
             customer,
             subscription,
             paid,
@@ -152,6 +155,24 @@ impl Event {
             is_end: matches!(kind, Kind::Deleted),
         }))
     }
+}
+
+/// Returns the first account that is named. A name that can be no account's, an address of mail for
+/// instance, hides none that stands beside it; the operator has to know of it.
+fn account(event: &str, named: [(&'static str, Option<String>); 2]) -> Option<AccountId> {
+    let mut account = None;
+    for (field, name) in named {
+        let Some(name) = name else { continue };
+        match AccountId::parse(&name) {
+            Some(found) => account = account.or(Some(found)),
+            None => tracing::warn!(
+                stripe_event = event,
+                field,
+                "an event of Stripe's names what is no account"
+            ),
+        }
+    }
+    account
 }
 
 #[derive(Clone, Copy)]
@@ -248,6 +269,21 @@ mod tests {
                 Some("cus_2"),
             ),
             (r#"{"metadata":null,"customer":null}"#, None, None),
+            (
+                r#"{"client_reference_id":"somebody@example.com","metadata":{"userId":"2"}}"#,
+                Some("2"),
+                None,
+            ),
+            (
+                r#"{"client_reference_id":"1","metadata":{"userId":"somebody@example.com"}}"#,
+                Some("1"),
+                None,
+            ),
+            (
+                r#"{"client_reference_id":"","metadata":{"userId":"2"},"customer":"cus_1"}"#,
+                Some("2"),
+                Some("cus_1"),
+            ),
             (
                 r#"{"client_reference_id":"../1","customer":"cus_1"}"#,
                 None,

@@ -66,6 +66,10 @@ struct Record {
     granted: Option<Granted>,
     customers: BTreeMap<String, Customer>,
 }
+    /// When a customer was last heard of who was let go of, in seconds since 1970; nothing where
+    /// nobody was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgotten: Option<u64>,
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,6 +86,7 @@ impl Record {
             granted: None,
             customers: BTreeMap::new(),
         }
+            forgotten: None,
     }
 
     fn is_paid(&self) -> bool {
@@ -111,15 +116,23 @@ impl Record {
         customer.linked = 0;
         self.make_room(name);
         self.customers.insert(name.to_owned(), customer);
+        if let Some(forgotten) = self.forgotten {
+            // They may have been here, and have ended: only what comes now counts.
+            customer.forgive_before(u64::MAX);
+            customer.forget(forgotten);
+        }
     }
 
-    /// Takes an event, and tells what it was if nothing changes.
-    fn take(&mut self, event: &Event) -> Result<(), Applied> {
-        let said = self.said();
+    /// Takes an event, and tells what it was if nothing changes. Of a customer who is new here events
+    /// count from `since` on, in seconds since 1970.
+    fn take(&mut self, event: &Event, since: u64) -> Result<(), Applied> {
         let name = event.customer.as_deref().unwrap_or_default();
         self.make_room(name);
         let is_new = !self.customers.contains_key(name);
-        let customer = self.customers.entry(name.to_owned()).or_default();
+        let said = self.said().max(if is_new { since } else { 0 });
+        let forgotten = self.forgotten;
+        let customer = self.customers.entry(name.to_owned());
+        let customer = customer.or_insert_with(|| Customer::beginning(forgotten));
         let links = event.account.is_some() && event.created > customer.linked;
         if links {
             customer.linked = event.created;
@@ -134,9 +147,11 @@ impl Record {
         if !self.customers.contains_key(name) && self.customers.len() >= CUSTOMER_LIMIT {
             let least = self.customers.iter();
             let least = least.min_by_key(|(_, customer)| (customer.is_paid(), customer.heard()));
-            let least = least.map(|(name, _)| name.clone());
-            self.customers
-                .retain(|name, _| Some(name) != least.as_ref());
+            let least = least.map(|(name, customer)| (name.clone(), customer.heard()));
+            if let Some((name, heard)) = least {
+                self.customers.remove(&name);
+                self.forgotten = self.forgotten.max(Some(heard));
+            }
         }
     }
 }
@@ -179,7 +194,8 @@ impl Table {
             };
             let theirs = self.accounts.get(&other);
             let theirs = theirs.and_then(|record| record.customers.get(name));
-            if theirs.is_some_and(|theirs| theirs.linked >= customer.linked) {
+            let mine = (customer.linked, &account);
+            if theirs.is_some_and(|theirs| (theirs.linked, &other) > mine) {
                 return false;
             }
             left.push((other, name.clone()));
@@ -316,6 +332,12 @@ impl Accounts {
             Place::Unlinked(customer) => self.keep_for_later(event, &customer).await,
             Place::Nowhere => Ok(Applied::Unknown),
         }
+    /// Returns how many records are refused: those of accounts, and that of customers without one.
+    pub fn refused(&self) -> usize {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.refused.len() + usize::from(table.is_unlinked_refused)
+    }
+
     }
 
     async fn apply_to(
@@ -332,17 +354,11 @@ impl Accounts {
                 if let Some(customer) = left.customers.remove(name) {
                     record.adopt(name, customer);
                 }
-    /// Returns how many records are refused: those of accounts, and that of customers without one.
-    pub fn refused(&self) -> usize {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.refused.len() + usize::from(table.is_unlinked_refused)
-    }
-
                 Some(left)
             }
             None => None,
         };
-        let mut unlinked = None;
+        let (mut unlinked, mut since) = (None, 0);
         if !name.is_empty() && !record.customers.contains_key(name) {
             let mut all = self.unlinked()?;
             if let Some(customer) = all.customers.remove(name) {
@@ -350,7 +366,7 @@ impl Accounts {
                 unlinked = Some(all);
             }
         }
-        if let Err(nothing) = record.take(event) {
+        if let Err(nothing) = record.take(event, since) {
             return Ok(nothing);
         }
         // The new link goes first: with both on the disk, a start takes the later one.
@@ -383,6 +399,8 @@ impl Accounts {
         }
         self.keep_unlinked(&unlinked).await?;
         self.live().unlinked = unlinked;
+            } else {
+                since = all.known_since();
         Ok(Applied::Kept)
     }
 
@@ -395,8 +413,9 @@ impl Accounts {
         });
         match (event.account.clone(), held, &event.customer) {
             (Some(named), Some((held, linked)), _) if named != held => {
-                // A link that was overtaken by a later one links nobody.
-                if event.created > linked {
+                // A link that was overtaken by a later one links nobody. Of one second there is an
+                // order too, so that it does not matter which comes first.
+                if (event.created, &named) > (linked, &held) {
                     Place::Account(named, Some(held))
                 } else {
                     Place::Account(held, None)
@@ -413,10 +432,9 @@ impl Accounts {
         if table.is_unlinked_refused {
             return Err(Error::Refused);
         }
-        Ok(Unlinked {
-            format: FORMAT,
-            customers: table.unlinked.customers.clone(),
-        })
+        let mut unlinked = table.unlinked.clone();
+        unlinked.format = FORMAT;
+        Ok(unlinked)
     }
 
     fn record(&self, account: &AccountId) -> Result<Arc<Record>, Error> {

@@ -200,6 +200,82 @@ async fn a_customer_belongs_to_the_account_that_was_named_last() {
 }
 
 #[tokio::test]
+async fn links_of_one_second_lead_to_the_same_account_in_either_order() {
+    let links = |account| event(10, account, account, "cus_1", Some(true));
+    for order in [["1", "2"], ["2", "1"]] {
+        let (records, store) = records();
+        let records = Arc::new(records);
+        let accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+        let first = RecordKey::new(RecordKind::Account, order[0]);
+        accounts.apply(&links(order[0])).await.unwrap();
+        let before = store.sealed(&first).await;
+        accounts.apply(&links(order[1])).await.unwrap();
+        for is_left in [false, true] {
+            assert!(!is_paid(&accounts, "1").await, "{order:?}");
+            assert!(is_paid(&accounts, "2").await, "{order:?}");
+            if is_left && order[1] == "2" {
+                // The process died between the two records.
+                store.put_sealed(&first, before.clone()).await;
+            }
+            let again = Accounts::load(Arc::clone(&records)).await.unwrap();
+            assert!(!is_paid(&again, "1").await, "{order:?}");
+            assert!(is_paid(&again, "2").await, "{order:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_customer_who_ended_and_was_let_go_of_does_not_pay_again() {
+    let (records, _store) = records();
+    let records = Arc::new(records);
+    let accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+    let updated = |created, account, paid| Event {
+        is_invoice: false,
+        ..event(
+            created,
+            &format!("u{created}"),
+            account,
+            "cus_ended",
+            Some(paid),
+        )
+    };
+    accounts.apply(&updated(1, "1", true)).await.unwrap();
+    let end = Event {
+        is_end: true,
+        ..updated(2, "", false)
+    };
+    accounts.apply(&end).await.unwrap();
+    for number in 0..CUSTOMER_LIMIT as u64 {
+        let customer = format!("cus_{number}");
+        let other = event(10 + number, "a", "1", &customer, Some(false));
+        accounts.apply(&other).await.unwrap();
+    }
+    for _read_again in [false, true] {
+        let accounts = Accounts::load(Arc::clone(&records)).await.unwrap();
+        let invoice = |created| event(created, "i", "1", "cus_ended", Some(true));
+        for late in [updated(1, "1", true), updated(2, "1", true), invoice(99)] {
+            accounts.apply(&late).await.unwrap();
+            assert!(!is_paid(&accounts, "1").await, "{late:?}");
+        }
+    }
+    // By the way of those without an account neither.
+    let accounts = Accounts::load(records).await.unwrap();
+    for number in 0..CUSTOMER_LIMIT as u64 {
+        let customer = format!("cus_{number}");
+        let other = event(200 + number, "b", "1", &customer, Some(false));
+        accounts.apply(&other).await.unwrap();
+    }
+    let unlinked = event(300, "late", "", "cus_ended", Some(true));
+    accounts.apply(&unlinked).await.unwrap();
+    let link = event(301, "link", "1", "cus_ended", None);
+    accounts.apply(&link).await.unwrap();
+    assert!(!is_paid(&accounts, "1").await);
+    // Who begins anew pays anew.
+    accounts.apply(&updated(302, "1", true)).await.unwrap();
+    assert!(is_paid(&accounts, "1").await);
+}
+
+#[tokio::test]
 async fn events_that_overtake_their_checkout_are_taken_over_by_it() {
     let link = || event(10, "link", "1", "cus_1", None);
     let say = |created, paid| event(created, "say", "", "cus_1", Some(paid));
