@@ -74,6 +74,7 @@ pub(super) fn load(source: &Source) -> Result<Config, Problems> {
     read_store_url(&mut reading, source);
     gateway::read_secrets(&mut reading, source);
     gateway::check(&mut reading);
+    gateway::check_books(&mut reading);
     github::check(&mut reading);
     check_seal(&mut reading);
     check_limits(&mut reading);

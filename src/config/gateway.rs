@@ -12,7 +12,7 @@ use super::raw::Reading;
 use super::settings::{Draft, Shape};
 use super::source::Source;
 use super::value::{Item, Raw, Value, one_text, quote};
-use super::{Config, Origin};
+use super::{Config, Origin, Store};
 use crate::callout;
 use crate::identity::SECRET_LEAST_BYTES;
 use crate::secret::Secret;
@@ -23,6 +23,10 @@ const API_KEY: &str = "gateway.api_key";
 const JWT_SECRET: &str = "gateway.jwt_secret";
 const JWT_SECRET_PREVIOUS: &str = "gateway.jwt_secret_previous";
 const PROVIDER: &str = "payment.provider";
+const STORE_URL: &str = "store.url";
+const MONTHLY_BUDGET: &str = "gateway.monthly_budget";
+const FREE_ALLOWANCE: &str = "gateway.free_allowance";
+const BOOKS: &str = "gateway.danger_books_per_node";
 const WORKOS_KEY: &str = "payment.workos.api_key";
 const STRIPE_SECRET: &str = "payment.stripe.webhook_secret";
 const STRIPE_SECRET_PREVIOUS: &str = "payment.stripe.webhook_secret_previous";
@@ -48,6 +52,8 @@ pub struct Gateway {
     pub free_allowance: Option<u64>,
     /// Requests of one account a minute; none for any number.
     pub requests_per_minute: Option<u32>,
+    /// Each node of a shared store keeps accounts and books of its own.
+    pub danger_books_per_node: bool,
     /// Where the relay of OAuth tokens leads.
     pub oauth_token_url: ServiceUrl,
     /// Requests of one address to that relay a minute.
@@ -66,6 +72,7 @@ impl Default for Gateway {
             monthly_budget: None,
             free_allowance: None,
             requests_per_minute: None,
+            danger_books_per_node: false,
             oauth_token_url: ServiceUrl("https://console.anthropic.com/v1/oauth/token".to_owned()),
             oauth_requests_per_minute: 30,
         }
@@ -476,6 +483,42 @@ pub(super) fn check(reading: &mut Reading) {
             let origin = reading.origin(&place);
             reading.report(&place, expectation, origin);
         }
+    }
+}
+
+/// Refuses what would hold on each node by itself where several have one store: there a budget would
+/// be spent once on every node, and who has stopped to pay would be served by those that did not hear
+/// of it.
+pub(super) fn check_books(reading: &mut Reading) {
+    let config = &reading.draft.config;
+    let is_alone = !matches!(config.store, Store::Shared(_));
+    let gateway = &config.gateway;
+    let keys = [STORE_URL, PROVIDER, MONTHLY_BUDGET, FREE_ALLOWANCE, BOOKS];
+    if is_alone || !gateway.is_on() || gateway.danger_books_per_node || !reading.trusts(&keys) {
+        return;
+    }
+    let per_node = [
+        (PROVIDER, config.payment.provider == PaymentProvider::Local),
+        (MONTHLY_BUDGET, gateway.monthly_budget.is_some()),
+        (FREE_ALLOWANCE, gateway.free_allowance.is_some()),
+    ];
+    for (key, _) in per_node.into_iter().filter(|(_, is_per_node)| *is_per_node) {
+        let expectation = match key {
+            PROVIDER => {
+                "expects workos where store.url is of several nodes: each would know payments \
+                         of its own"
+            }
+            _ => "expects none where store.url is of several nodes: each would count for itself",
+        };
+        let expectation = format!(
+            "{expectation}; {BOOKS} = true allows it where one node alone gets the gateway's calls and \
+             webhooks"
+        );
+        let origin = match reading.is_given(key) {
+            true => reading.origin(key),
+            false => Origin::Missing,
+        };
+        reading.report(key, expectation, origin);
     }
 }
 

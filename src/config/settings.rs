@@ -377,7 +377,10 @@ pub const SETTINGS: &[Setting] = &[
     setting!("gateway.requests_per_minute", config.gateway.requests_per_minute, Anywhere, None,
         "60", "Requests of one account to the gateway a minute in the long run, or none; as many may \
          come at once. More are answered 429."),
-
+    setting!("gateway.danger_books_per_node", config.gateway.danger_books_per_node, Anywhere, None,
+        "false", "With a store.url of several nodes each keeps accounts and books for itself. Without \
+         this, payment.provider local, monthly_budget and free_allowance are refused there; with it, \
+         send all calls of the gateway and all webhooks to one node."),
     setting!("gateway.oauth_token_url", config.gateway.oauth_token_url, Anywhere, None,
         "\"https://console.anthropic.com/v1/oauth/token\"",
         "Where POST /api/claude/v1/oauth/token leads, for browsers that may not ask there themselves. \

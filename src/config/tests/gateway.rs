@@ -114,6 +114,64 @@ fn mistakes_of_the_gateway_are_told_by_name() {
 }
 
 #[test]
+fn what_each_node_would_keep_for_itself_is_refused_on_a_store_of_several() {
+    const WORKOS: (&str, &str) = (
+        "OSHU_VAULT__PAYMENT__WORKOS__API_KEY",
+        "canary-workos-key-0123456789",
+    );
+    let allows = "; gateway.danger_books_per_node = true allows it where one node alone gets the \
+                  gateway's calls and webhooks";
+    let provider = |place: &str| {
+        format!(
+            "payment.provider: expects workos where store.url is of several nodes: each would know \
+             payments of its own{allows} ({place})"
+        )
+    };
+    let counts = |key: &str, line: usize| {
+        format!(
+            "gateway.{key}: expects none where store.url is of several nodes: each would count for \
+             itself{allows} (from /c.toml:{line})"
+        )
+    };
+    let shared = "store.url = 'redis://127.0.0.1:6379/0'\n";
+    let file = format!("{shared}gateway.monthly_budget = 7\ngateway.free_allowance = 5\n");
+    let both = [MODEL_KEY, JWT];
+    let all = [
+        provider("not set"),
+        counts("monthly_budget", 2),
+        counts("free_allowance", 3),
+    ];
+    assert_eq!(load(&both, &file).unwrap_err(), all);
+    let said = format!("{shared}payment.provider = 'local'");
+    assert_eq!(
+        load(&both, &said).unwrap_err(),
+        [provider("from /c.toml:2")]
+    );
+    let workos = format!("{file}payment.provider = 'workos'");
+    assert_eq!(
+        load(&[MODEL_KEY, JWT, WORKOS], &workos).unwrap_err(),
+        all[1..]
+    );
+    let none = format!(
+        "{shared}payment.provider = 'workos'\ngateway.monthly_budget = 'none'\n\
+         gateway.free_allowance = 'none'"
+    );
+    for (variables, file) in [
+        (&[MODEL_KEY, JWT, WORKOS][..], none.as_str()),
+        // Without a gateway nothing is spent; and the operator may say that one node alone is asked.
+        (&[], &file),
+        (
+            &both,
+            &format!("{file}gateway.danger_books_per_node = true"),
+        ),
+        (&both, "gateway.monthly_budget = 7"),
+        (&both, "store.url = 'memory'"),
+    ] {
+        load(variables, file).unwrap();
+    }
+}
+
+#[test]
 fn an_app_of_github_has_an_id() {
     const SECRET: (&str, &str) = ("OSHU_VAULT__GITHUB__CLIENT_SECRET", "canary-client-secret");
     let file = "github.client_id = 'Iv1.x'\ngithub.return_to = ['https://a.example', 'myapp://']\n\

@@ -23,15 +23,16 @@ const BODY: &str = r#"{"model":"m","max_tokens":8}"#;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 65\r\n\r\n\
     {\"model\":\"claude-x\",\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}";
 
+const LINE: [&str; 5] = [
+    "serve",
+    "--dev",
+    "--listen=127.0.0.1:0",
+    "--tls-listen=127.0.0.1:0",
+    "--admin-listen=127.0.0.1:0",
+];
+
 /// Starts a server with a gateway in front of a provider in the clear, on loopback.
 async fn serve(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server {
-    let line = [
-        "serve",
-        "--dev",
-        "--listen=127.0.0.1:0",
-        "--tls-listen=127.0.0.1:0",
-        "--admin-listen=127.0.0.1:0",
-    ];
     let url = format!("http://{}", provider.addr());
     let variables = [
         ADMIN,
@@ -39,7 +40,7 @@ async fn serve(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server 
         JWT,
         ("OSHU_VAULT__GATEWAY__UPSTREAM", url.as_str()),
     ];
-    home.serve(&line, &[&variables, more].concat()).await
+    home.serve(&LINE, &[&variables, more].concat()).await
 }
 
 /// Mints a JWT by the verb.
@@ -232,4 +233,29 @@ async fn case_84_a_kill_between_reserving_and_settling_counts_the_whole() {
     assert_eq!(answer.status, 429, "{}", answer.text());
     assert_eq!(answer.header("x-should-retry"), Some("false"));
     server.stop().await;
+}
+
+const BUDGET: &str = "OSHU_VAULT__GATEWAY__MONTHLY_BUDGET";
+
+#[tokio::test]
+async fn accounts_and_budgets_of_each_node_are_refused_by_name() {
+    let home = Home::new();
+    home.run(&["ca", "generate"]).await.expect(0);
+    home.run(&["seal", "generate"]).await.expect(0);
+    let line = [&LINE[..], &["--store=redis://127.0.0.1:1/0"]].concat();
+    let budget = (BUDGET, "1000");
+    let refused = home.run_with(&line, &[MODEL_KEY, JWT, budget], "").await;
+    refused.complains(
+        64,
+        &[
+            "payment.provider: expects workos where store.url is of several nodes",
+            "gateway.monthly_budget: expects none where store.url is of several nodes",
+            "gateway.danger_books_per_node = true",
+        ],
+    );
+    // Who says so may: then it is the store that does not answer.
+    let allowed = ("OSHU_VAULT__GATEWAY__DANGER_BOOKS_PER_NODE", "true");
+    let variables = [MODEL_KEY, JWT, budget, allowed];
+    let tried = home.run_with(&line, &variables, "").await;
+    tried.complains(1, &["store.url: the store cannot be used"]);
 }
