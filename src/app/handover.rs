@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::gateway::Paying;
 use crate::audit::Released;
 use crate::authority::CertificateAuthority;
+use crate::payment::Ledger;
 use crate::seal::KeyId;
 use crate::serve::{self, Sockets};
 use crate::session::{Following, Link, Sessions};
@@ -29,7 +30,7 @@ use crate::store;
 
 /// The version of what two processes say to each other. It is raised with every change: a service
 /// is handed over to its own kind only.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 /// How long the successor has to open everything, and to be told that it is its own.
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
 /// How long changes in flight have to end before the store is closed.
@@ -180,9 +181,13 @@ impl Handover {
     async fn pass(&self, stream: UnixStream) -> Result<(), Error> {
         let unchanging = timeout(SETTLE, self.sessions.tenants().hold_changes()).await;
         let _unchanging = unchanging.map_err(|_late| Error::Late)?;
+        let accounts = timeout(SETTLE, self.paying.accounts.hold_changes()).await;
+        let accounts = accounts.map_err(|_late| Error::Late)?;
+        // Calls of the gateway wait from here on; what they reserved and used is in the store then.
+        let books = self.paying.ledger.leave();
         // What was used is told to the store now: the successor begins with what it reads there.
         drop(timeout(SETTLE, self.sessions.note_all()).await);
-        // And what accounts used: the successor's books begin with it.
+        // And what accounts used: the successor's books begin with it. What ends later it is told.
         self.paying.flush().await;
         // And what was cut, and could not be deleted when that was asked for.
         drop(timeout(SETTLE, self.sessions.settle()).await);
@@ -204,6 +209,7 @@ impl Handover {
         let is_bound = handing.is_exclusive();
         let parcels = audit.map(Released::send_away);
         let (remote, link) = self.sessions.trail(link, is_bound, parcels);
+        let tell = link.teller();
         if is_bound {
             handing.replace(remote);
         }
@@ -213,6 +219,9 @@ impl Handover {
             .unwrap_or_else(PoisonError::into_inner) = Some(Follower { link, is_bound });
         self.gate.leave();
         self.drain.leave();
+        // Who waited is sent to the successor, by an answer that ends the connection.
+        accounts.go();
+        books.go(tell);
         self.handed.cancel();
         Ok(())
     }
@@ -284,11 +293,21 @@ impl Predecessor {
 
     /// Takes the service: says that everything is open, and waits to be told that it is this
     /// process's. From then on the sessions are shared with the process before, until it ends.
-    pub(super) async fn lead(self, sessions: &Arc<Sessions>, drain: &Drain) -> Result<(), Error> {
+    pub(super) async fn lead(
+        self,
+        sessions: &Arc<Sessions>,
+        ledger: &Arc<Ledger>,
+        drain: &Drain,
+    ) -> Result<(), Error> {
         let link = self.confirm().await?;
         let own = drain.clone();
+        let ledger = Arc::clone(ledger);
+        let noted = move |note: String| {
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(async move { ledger.settle_for(&note).await });
+        };
         // It is told of all that changes from this call on.
-        let leading = Arc::clone(sessions).lead(link);
+        let leading = Arc::clone(sessions).lead(link, noted);
         drain.spawn(async move {
             tokio::select! {
                 () = own.cut() => {}

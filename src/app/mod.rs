@@ -269,7 +269,7 @@ impl App {
             metrics::page(&proxy, doors.room(), &paying.ledger),
         ));
         if let Some(predecessor) = predecessor {
-            let taken = predecessor.lead(&sessions, &drain).await;
+            let taken = predecessor.lead(&sessions, &paying.ledger, &drain).await;
             taken.map_err(Error::TakeOver)?;
         }
         doors.run(&proxy, &admin, &drain);

@@ -193,6 +193,9 @@ impl Gateway {
         let admitted = self.admission.caller(&parts)?;
         record.account(&admitted.workload.account, &admitted.workload.sandbox);
         record.admit().map_err(|_full| ModelFailure::AuditFull)?;
+        // Who is paid, and what was used, is known to the process that takes changes alone.
+        let refuse = |refusal| self.refuse(refusal);
+        self.ledger.admits().await.map_err(refuse)?;
         let standing = self.admission.standing(&admitted.workload).await?;
         // Who has nothing at all left need not send a body.
         if !self.ledger.allows(&standing) {
@@ -211,11 +214,7 @@ impl Gateway {
         let reserved = self
             .ledger
             .reserve(&standing, sandbox, model, most, SystemTime::now());
-        let reservation = reserved.await.map_err(|refusal| match refusal {
-            Refusal::BudgetUsed => ModelFailure::BudgetUsed,
-            Refusal::Unpaid => ModelFailure::Unpaid(self.payment_url.clone()),
-            Refusal::Unknown(error) => ModelFailure::PaymentUnknown(error),
-        })?;
+        let reservation = reserved.await.map_err(refuse)?;
         let opened = self.send(&call, &parts, &admitted, ask.as_ref());
         let opened = match opened.await {
             Ok(opened) => opened,
@@ -232,6 +231,16 @@ impl Gateway {
             account,
             traffic,
         })
+    }
+
+    /// Says why a call is not let through.
+    fn refuse(&self, refusal: Refusal) -> ModelFailure {
+        match refusal {
+            Refusal::BudgetUsed => ModelFailure::BudgetUsed,
+            Refusal::HandedOver => ModelFailure::HandedOver,
+            Refusal::Unpaid => ModelFailure::Unpaid(self.payment_url.clone()),
+            Refusal::Unknown(error) => ModelFailure::PaymentUnknown(error),
+        }
     }
 
     /// Sends a call to the model provider, under the operator's credential.

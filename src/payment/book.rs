@@ -223,6 +223,16 @@ impl Book {
         }
     }
 
+    /// Gives back what was taken for never settled: a process before this one has told how it ended.
+    pub(super) fn release_unsettled(&mut self, at: &At, tokens: u64) {
+        if let Some(counts) = self.lines.get_mut(at) {
+            counts.unsettled = counts.unsettled.saturating_sub(tokens);
+            if *counts == Counts::default() {
+                self.lines.remove(at);
+            }
+        }
+    }
+
     /// Notes what was used, under the model that answered.
     pub(super) fn add(&mut self, sandbox: &str, model: &str, used: &Tokens) {
         let at = self.place(sandbox, model);

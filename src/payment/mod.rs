@@ -26,8 +26,8 @@ use crate::store;
 pub use book::{Line, Month, Tokens, Usage};
 pub use cache::{Cached, Config as CacheConfig};
 pub use event::{Event, EventError};
-pub use ledger::{Budgets, Ledger, Refusal, Reservation, TokenCounts, usage_offline};
-pub use local::{Account, Accounts, Applied};
+pub use ledger::{Budgets, LeavingBooks, Ledger, Refusal, Reservation, TokenCounts, usage_offline};
+pub use local::{Account, Accounts, Applied, HeldAccounts};
 pub use stripe::{SignatureError, Signed, TOLERANCE, Webhook, WebhookError};
 pub use workos::{Config as WorkosConfig, Workos};
 
@@ -49,6 +49,9 @@ pub enum Error {
     /// A setting of the payment provider cannot be used.
     #[error("the payment provider's {0} cannot be used")]
     Setting(&'static str),
+    /// Another process has the accounts by now.
+    #[error("another process serves by now")]
+    HandedOver,
     /// The store cannot be read, or could not make a change durable.
     #[error("the store is unavailable")]
     Store(#[source] std::sync::Arc<store::Error>),

@@ -170,6 +170,8 @@ impl LocalServer {
             Err(refusal) => return refuse(down, &refusal).await,
         };
         keep_alive &= body.is_done() && !peer.newcomer.overstays(self.config.stranger_limit());
+        // Another process may have taken over meanwhile.
+        keep_alive &= !self.drain.is_leaving();
         match write(down, response, is_head, keep_alive).await {
             Ok(()) if keep_alive => After::KeepAlive,
             Ok(()) => After::Close,

@@ -20,6 +20,8 @@ use crate::payment;
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// When to try again what failed for a reason that passes.
 const WAIT: Duration = Duration::from_secs(5);
+/// When to try again where another process serves already: zero is no number that clients take.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// A typed reason why a model call failed here.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,9 @@ pub enum ModelFailure {
     /// The account is paid and its monthly budget leaves too little for the request.
     #[error("the account's monthly budget is used up: ask the operator of the gateway for more")]
     BudgetUsed,
+    /// Another process serves by now, and knows what holds: a new connection leads to it.
+    #[error("the server was replaced: try again over a new connection")]
+    HandedOver,
     /// The route has other methods: these.
     #[error("the method is not allowed here")]
     MethodNotAllowed(&'static str),
@@ -105,6 +110,7 @@ impl ModelFailure {
             Self::AuditFull => (S::SERVICE_UNAVAILABLE, API, "audit_full"),
             Self::BadRequest(_) => (S::BAD_REQUEST, INVALID, "bad_request"),
             Self::BudgetUsed => (S::TOO_MANY_REQUESTS, LIMIT, "budget_used"),
+            Self::HandedOver => (S::SERVICE_UNAVAILABLE, API, "handed_over"),
             Self::MethodNotAllowed(_) => (S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
             Self::NotFound => (S::NOT_FOUND, "not_found_error", "not_found"),
             Self::PaymentUnknown(_) => (S::SERVICE_UNAVAILABLE, API, "payment_unknown"),
@@ -175,11 +181,13 @@ impl ModelFailure {
             }
             _ => {}
         }
-        if matches!(
-            self,
-            Self::BudgetUsed | Self::Unauthenticated | Self::Unpaid(_)
-        ) {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        let should_retry = match self {
+            Self::BudgetUsed | Self::Unauthenticated | Self::Unpaid(_) => Some("false"),
+            Self::HandedOver => Some("true"),
+            _ => None,
+        };
+        if let Some(told) = should_retry {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(told));
         }
         response
     }
@@ -188,6 +196,7 @@ impl ModelFailure {
     fn wait(&self) -> Option<Duration> {
         match self {
             Self::TooFast(wait) | Self::TooManyAttempts(wait) => Some(*wait),
+            Self::HandedOver => Some(AT_ONCE),
             Self::AuditFull | Self::NoRoom | Self::PaymentUnknown(_) | Self::TooManyConnections => {
                 Some(WAIT)
             }
@@ -211,6 +220,7 @@ mod tests {
             (ModelFailure::BudgetUsed, 429, Some("false")),
             (ModelFailure::TooFast(Duration::from_millis(1)), 429, None),
             (ModelFailure::ProviderRefused(401), 502, None),
+            (ModelFailure::HandedOver, 503, Some("true")),
         ] {
             let answer = failure.answer(&id);
             assert_eq!(answer.status(), status, "{failure}");

@@ -6,8 +6,10 @@
 //! or lost with the process, counts as used whole. Called by `gateway`.
 //!
 //! A kill loses what was settled since the last write: under a budget the whole reservation counts
-//! in its place; without one, that usage is missing. One process keeps the books of a store.
+//! in its place; without one, that usage is missing. One process keeps the books of a store; where it
+//! passes them on, it tells the next one what ends.
 
+mod desk;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use std::time::SystemTime;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::AbortHandle;
 
+use self::desk::{Desk, Settled};
 use self::page::{PAGE_LIMIT, Page, Queue, State, lock, write_books};
 use crate::id::{AccountId, SandboxName};
 use crate::payment::book::{At, Book, Month, Tokens, Usage};
@@ -45,6 +48,9 @@ pub enum Refusal {
     /// The account is not paid, and has too little of the free allowance left.
     #[error("the account is not paid")]
     Unpaid,
+    /// Another process has the books by now.
+    #[error("another process serves by now")]
+    HandedOver,
     /// Nobody knows what the account used, or the reservation could not be kept.
     #[error("the account's usage is not known")]
     Unknown(#[source] Error),
@@ -72,6 +78,7 @@ pub struct Ledger {
     budgets: Budgets,
     pages: Mutex<HashMap<(AccountId, Month), Arc<Page>>>,
     queue: Arc<Queue>,
+    desk: Arc<Desk>,
     counts: Arc<TokenCounts>,
     writer: AbortHandle,
 }
@@ -86,6 +93,7 @@ impl Ledger {
             budgets,
             pages: Mutex::default(),
             queue,
+            desk: Arc::default(),
             counts: Arc::default(),
             writer: writer.abort_handle(),
         }
@@ -94,6 +102,16 @@ impl Ledger {
     /// Returns what was counted.
     pub fn counts(&self) -> &TokenCounts {
         &self.counts
+    }
+
+    /// Tells whether requests are let through here at all: waits while the service passes to another
+    /// process.
+    ///
+    /// # Errors
+    /// [`Refusal::HandedOver`].
+    pub async fn admits(&self) -> Result<(), Refusal> {
+        let is_here = self.desk.is_here().await;
+        is_here.then_some(()).ok_or(Refusal::HandedOver)
     }
 
     /// Tells whether somebody of this standing may use anything at all, whatever was used so far.
@@ -130,22 +148,32 @@ impl Ledger {
         let page = self.page(standing.account(), month).await;
         let page = page.map_err(Refusal::Unknown)?;
         let reserved = if budget.is_some() { tokens } else { 0 };
-        let (at, version) = {
+        let reserve = || {
             let mut state = page.state();
             let counted = state.book.counted().saturating_add(reserved);
             if budget.is_some_and(|budget| counted > budget) {
-                return Err(used_up);
+                return None;
             }
             let at = state.book.reserve(sandbox.as_str(), model, reserved);
-            (at, state.changed())
+            Some((at, state.changed()))
         };
+        let entered = loop {
+            self.admits().await?;
+            if let Some(entered) = self.desk.if_here(reserve) {
+                break entered;
+            }
+        };
+        let (at, version) = entered.ok_or(used_up)?;
         // From here on whatever is not sent is given back, also where this future is dropped.
         let mut reservation = Reservation {
             page,
+            month,
+            account: standing.account().clone(),
             at,
             reserved,
             most: tokens,
             counts: Arc::clone(&self.counts),
+            desk: Arc::clone(&self.desk),
             end: End::Released,
         };
         if budget.is_some() {
@@ -154,6 +182,39 @@ impl Ledger {
         }
         reservation.end = End::Unsettled;
         Ok(reservation)
+    }
+
+    /// Begins to pass the books to another process: nothing is reserved until it is known who has them.
+    pub fn leave(self: &Arc<Self>) -> LeavingBooks {
+        self.desk.leave();
+        LeavingBooks(Some(Arc::clone(self)))
+    }
+
+    /// Enters how a reservation ended that a process before this one had made, in that one's words.
+    pub async fn settle_for(&self, told: &str) {
+        let Ok(settled) = serde_json::from_str(told) else {
+            tracing::warn!("what another process used cannot be read");
+            return;
+        };
+        self.enter(settled).await;
+    }
+
+    async fn enter(&self, mut settled: Settled) {
+        let mut page = None;
+        while let Some(again) = self.desk.end_other(page.as_ref(), settled) {
+            settled = again;
+            let read = match settled.book() {
+                Some((account, month)) => self.page(&account, month).await,
+                None => Err(Error::Refused),
+            };
+            match read {
+                Ok(read) => page = Some(read),
+                Err(error) => {
+                    tracing::warn!(%error, "what another process used is not entered");
+                    return;
+                }
+            }
+        }
     }
 
     /// Returns what an account used in a month.
@@ -209,6 +270,7 @@ impl Ledger {
         page.state.get_or_try_init(read).await?;
         Ok(page)
     }
+}
 
 /// Returns what an account used in a month as it lies in a store that no server has open.
 ///
@@ -248,6 +310,34 @@ impl Drop for Ledger {
     }
 }
 
+/// The books while they pass to another process: nothing is entered in them. Dropped, they stay.
+#[derive(Debug)]
+#[must_use]
+pub struct LeavingBooks(Option<Arc<Ledger>>);
+
+impl LeavingBooks {
+    /// Leaves them to the other process, which is told what ends here from now on.
+    pub fn go(mut self, tell: impl Fn(String) + Send + Sync + 'static) {
+        if let Some(ledger) = self.0.take() {
+            ledger.desk.go(Box::new(tell));
+        }
+    }
+}
+
+impl Drop for LeavingBooks {
+    fn drop(&mut self) {
+        let Some(ledger) = self.0.take() else { return };
+        let others = ledger.desk.stay();
+        if !others.is_empty() {
+            tokio::spawn(async move {
+                for settled in others {
+                    ledger.enter(settled).await;
+                }
+            });
+        }
+    }
+}
+
 /// How a reservation ends that nobody ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -271,16 +361,18 @@ enum End {
 #[must_use]
 pub struct Reservation {
     page: Arc<Page>,
+    account: AccountId,
+    month: Month,
     at: At,
     /// What stands in the book; nothing where there is no budget.
     reserved: u64,
     most: u64,
     counts: Arc<TokenCounts>,
+    desk: Arc<Desk>,
     end: End,
 }
 
 impl Reservation {
-}
     /// Returns the most that the request may use.
     pub fn most(&self) -> u64 {
         self.most
@@ -293,23 +385,31 @@ impl Reservation {
         self.counts.output.add(used.output);
         self.counts.cache_read.add(used.cache_read);
         self.counts.cache_write.add(used.cache_write);
-        self.end_with(|book, at| book.add(&at.0, model, used));
+        self.end_with(Some((model.to_owned(), *used)), 0);
     }
 
     /// Gives everything back: the request was not sent.
     pub fn release(mut self) {
-        self.end_with(|_, _| {});
+        self.end_with(None, 0);
     }
 
-    fn end_with(&mut self, note: impl FnOnce(&mut Book, &At)) {
+    fn end_with(&mut self, used: Option<(String, Tokens)>, unsettled: u64) {
         self.end = End::Done;
-        {
-            let mut state = self.page.state();
-            state.book.release(&self.at, self.reserved);
-            note(&mut state.book, &self.at);
-            state.changed();
+        let settled = self.settled(used, unsettled);
+        self.desk.end(&self.page, settled);
+    }
+
+    fn settled(&self, used: Option<(String, Tokens)>, unsettled: u64) -> Settled {
+        let (sandbox, model) = self.at.clone();
+        Settled {
+            account: self.account.to_string(),
+            month: self.month.to_string(),
+            sandbox,
+            model,
+            reserved: self.reserved,
+            used,
+            unsettled,
         }
-        self.page.enqueue();
     }
 }
 
@@ -317,11 +417,11 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         match self.end {
             End::Done => {}
-            End::Released => self.end_with(|_, _| {}),
+            End::Released => self.desk.give_back(&self.page, self.settled(None, 0)),
             End::Unsettled => {
                 let most = self.most;
                 self.counts.unsettled.add(most);
-                self.end_with(|book, at| book.add_unsettled(at, most));
+                self.end_with(None, most);
             }
         }
     }

@@ -192,6 +192,159 @@ async fn what_a_kill_left_counts_as_used_whole_and_once() {
     assert_eq!(world.found().await.counted(), 100);
 }
 
+/// What the process is told that has the books.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<String>>>);
+
+impl Told {
+    fn tell(&self) -> impl Fn(String) + Send + Sync + 'static {
+        let told = Arc::clone(&self.0);
+        move |note| lock(&told).push(note)
+    }
+
+    /// Tells a ledger, and forgets.
+    async fn to(&self, ledger: &Ledger) -> usize {
+        let told = std::mem::take(&mut *lock(&self.0));
+        for note in &told {
+            ledger.settle_for(note).await;
+        }
+        told.len()
+    }
+}
+
+impl World {
+    /// A process that begins with what is in the store.
+    fn next(&self) -> World {
+        World {
+            ledger: Arc::new(Ledger::new(Arc::clone(&self.records), self.ledger.budgets)),
+            records: Arc::clone(&self.records),
+            store: Arc::clone(&self.store),
+        }
+    }
+
+    async fn usage(&self) -> Usage {
+        self.ledger.usage(&account(), month()).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn what_ends_when_the_books_have_gone_is_entered_by_who_has_them() {
+    for budget in [Some(1000), None] {
+        let world = world(budget, 0);
+        let [early, late, lost, unsent] = [
+            world.reserve(true, 300).await.unwrap(),
+            world.reserve(true, 200).await.unwrap(),
+            world.reserve(true, 100).await.unwrap(),
+            world.reserve(true, 50).await.unwrap(),
+        ];
+        let (told, books) = (Told::default(), world.ledger.leave());
+        let mut waiting = Box::pin(world.reserve(true, 1));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        world.ledger.flush().await.unwrap();
+        early.settle("m-used", &output(30));
+        books.go(told.tell());
+        late.settle("m", &output(20));
+        drop(lost);
+        unsent.release();
+        let refused = waiting.await;
+        assert!(matches!(refused, Err(Refusal::HandedOver)), "{refused:?}");
+        let next = world.next();
+        let before = if budget.is_some() { 650 } else { 0 };
+        assert_eq!(next.usage().await.counted(), before);
+        // Without a budget there is nothing to give back.
+        let notes = if budget.is_some() { 4 } else { 3 };
+        assert_eq!(told.to(&next.ledger).await, notes);
+        let lines = next.usage().await.lines;
+        let found: Vec<_> = lines
+            .iter()
+            .map(|line| (line.model.as_str(), line.tokens.output, line.unsettled))
+            .collect();
+        assert_eq!(found, [("m", 20, 100), ("m-used", 30, 0)]);
+        next.ledger.flush().await.unwrap();
+        assert_eq!(world.found().await.counted(), 150);
+        // What cannot be read changes nothing.
+        for odd in ["", "{}", r#"{"account":"a/b"}"#] {
+            next.ledger.settle_for(odd).await;
+        }
+        assert_eq!(next.usage().await.counted(), 150);
+    }
+}
+
+#[tokio::test]
+async fn books_that_nobody_took_have_what_ended_meanwhile() {
+    let world = world(Some(100), 0);
+    let first = world.reserve(true, 60).await.unwrap();
+    let books = world.ledger.leave();
+    first.settle("m", &output(10));
+    assert_eq!(world.usage().await.counted(), 60, "not yet");
+    let mut waiting = Box::pin(world.reserve(true, 90));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    drop(books);
+    waiting.await.unwrap().settle("m", &output(5));
+    world.ledger.flush().await.unwrap();
+    assert_eq!(world.found().await.counted(), 15);
+}
+
+/// Nobody knows whether such a reservation is in the store.
+#[tokio::test]
+async fn a_reservation_that_nobody_got_gives_nothing_back_elsewhere() {
+    for stays in [false, true] {
+        let world = world(Some(100), 0);
+        world.reserve(true, 30).await.unwrap().release();
+        world.ledger.flush().await.unwrap();
+        world.store.hold();
+        let mut asked = Box::pin(world.reserve(true, 100));
+        assert!(asked.as_mut().now_or_never().is_none());
+        let (told, books) = (Told::default(), world.ledger.leave());
+        drop(asked);
+        if stays {
+            drop(books);
+            world.store.open();
+            world.reserve(true, 100).await.unwrap().release();
+        } else {
+            books.go(told.tell());
+            assert_eq!(told.to(&world.ledger).await, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_process_before_tells_goes_on_to_who_has_the_books() {
+    let world = world(Some(100), 0);
+    let [one, two] = [
+        world.reserve(true, 40).await.unwrap(),
+        world.reserve(true, 20).await.unwrap(),
+    ];
+    let (told, books) = (Told::default(), world.ledger.leave());
+    world.ledger.flush().await.unwrap();
+    books.go(told.tell());
+    let next = world.next();
+    assert_eq!(next.usage().await.counted(), 60);
+    one.settle("m", &output(4));
+    // It passes them on itself, in vain at first.
+    let leaving = next.ledger.leave();
+    assert_eq!(told.to(&next.ledger).await, 1);
+    assert_eq!(next.usage().await.counted(), 60);
+    drop(leaving);
+    let entered = async {
+        while next.usage().await.counted() != 24 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), entered)
+        .await
+        .unwrap();
+    let (again, leaving) = (Told::default(), next.ledger.leave());
+    next.ledger.flush().await.unwrap();
+    two.settle("m", &output(2));
+    assert_eq!(told.to(&next.ledger).await, 1);
+    leaving.go(again.tell());
+    let last = next.next();
+    assert_eq!(last.usage().await.counted(), 24);
+    assert_eq!(again.to(&last.ledger).await, 1);
+    assert_eq!(last.usage().await.counted(), 6);
+}
+
 #[tokio::test]
 async fn who_leaves_while_it_is_written_has_reserved_nothing() {
     let world = world(Some(100), 0);

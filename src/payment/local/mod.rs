@@ -8,11 +8,12 @@
 //! `gateway` through [`PaymentCheck`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::id::AccountId;
 use crate::payment::customer::{Customer, Unlinked};
@@ -65,11 +66,11 @@ struct Record {
     format: u32,
     granted: Option<Granted>,
     customers: BTreeMap<String, Customer>,
-}
     /// When a customer was last heard of who was let go of, in seconds since 1970; nothing where
     /// nobody was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     forgotten: Option<u64>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,8 +86,8 @@ impl Record {
             format: FORMAT,
             granted: None,
             customers: BTreeMap::new(),
-        }
             forgotten: None,
+        }
     }
 
     fn is_paid(&self) -> bool {
@@ -115,12 +116,12 @@ impl Record {
         // Of when they were linked elsewhere nothing is left: what takes them over links them.
         customer.linked = 0;
         self.make_room(name);
-        self.customers.insert(name.to_owned(), customer);
         if let Some(forgotten) = self.forgotten {
             // They may have been here, and have ended: only what comes now counts.
             customer.forgive_before(u64::MAX);
             customer.forget(forgotten);
         }
+        self.customers.insert(name.to_owned(), customer);
     }
 
     /// Takes an event, and tells what it was if nothing changes. Of a customer who is new here events
@@ -227,6 +228,23 @@ pub struct Accounts {
     table: RwLock<Table>,
     /// One change at a time, from what it is based on to what is live.
     changing: Mutex<()>,
+    /// Another process has them by now.
+    has_gone: AtomicBool,
+}
+
+/// The accounts while they may pass to another process: nobody changes them.
+#[derive(Debug)]
+#[must_use]
+pub struct HeldAccounts<'a> {
+    accounts: &'a Accounts,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl HeldAccounts<'_> {
+    /// Leaves them to the other process: here nothing is said of them any more.
+    pub fn go(self) {
+        self.accounts.has_gone.store(true, Ordering::Release);
+    }
 }
 
 impl Accounts {
@@ -275,7 +293,22 @@ impl Accounts {
             records,
             table: RwLock::new(table),
             changing: Mutex::default(),
+            has_gone: AtomicBool::default(),
         })
+    }
+
+    /// Waits for the change that is under way, and lets none begin.
+    pub async fn hold_changes(&self) -> HeldAccounts<'_> {
+        HeldAccounts {
+            _alone: self.changing.lock().await,
+            accounts: self,
+        }
+    }
+
+    /// Fails where another process changes the accounts, and knows what holds.
+    fn is_here(&self) -> Result<(), Error> {
+        let has_gone = self.has_gone.load(Ordering::Acquire);
+        (!has_gone).then_some(()).ok_or(Error::HandedOver)
     }
 
     /// Returns an account; one that nobody spoke of is unpaid.
@@ -299,11 +332,17 @@ impl Accounts {
         all
     }
 
+    /// Returns how many records are refused: those of accounts, and that of customers without one.
+    pub fn refused(&self) -> usize {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.refused.len() + usize::from(table.is_unlinked_refused)
+    }
+
     /// Takes the operator's word. Events from before it do not count any more; a "yes" stays until
     /// the operator takes it back, whatever customers do.
     ///
     /// # Errors
-    /// [`Error::Refused`] and [`Error::Store`]; nothing is live then.
+    /// [`Error::Refused`], [`Error::Store`] and [`Error::HandedOver`]; nothing is live then.
     pub async fn grant(
         &self,
         account: &AccountId,
@@ -311,6 +350,7 @@ impl Accounts {
         now: SystemTime,
     ) -> Result<Account, Error> {
         let _alone = self.changing.lock().await;
+        self.is_here()?;
         let at = now
             .duration_since(UNIX_EPOCH)
             .map_err(|_early| Error::Time)?;
@@ -324,20 +364,15 @@ impl Accounts {
     /// Takes what an event says.
     ///
     /// # Errors
-    /// [`Error::Refused`] and [`Error::Store`]; nothing is live then.
+    /// [`Error::Refused`], [`Error::Store`] and [`Error::HandedOver`]; nothing is live then.
     pub async fn apply(&self, event: &Event) -> Result<Applied, Error> {
         let _alone = self.changing.lock().await;
+        self.is_here()?;
         match self.place_of(event) {
             Place::Account(account, from) => self.apply_to(event, account, from).await,
             Place::Unlinked(customer) => self.keep_for_later(event, &customer).await,
             Place::Nowhere => Ok(Applied::Unknown),
         }
-    /// Returns how many records are refused: those of accounts, and that of customers without one.
-    pub fn refused(&self) -> usize {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.refused.len() + usize::from(table.is_unlinked_refused)
-    }
-
     }
 
     async fn apply_to(
@@ -364,6 +399,8 @@ impl Accounts {
             if let Some(customer) = all.customers.remove(name) {
                 record.adopt(name, customer);
                 unlinked = Some(all);
+            } else {
+                since = all.known_since();
             }
         }
         if let Err(nothing) = record.take(event, since) {
@@ -399,8 +436,6 @@ impl Accounts {
         }
         self.keep_unlinked(&unlinked).await?;
         self.live().unlinked = unlinked;
-            } else {
-                since = all.known_since();
         Ok(Applied::Kept)
     }
 
@@ -465,7 +500,7 @@ impl Accounts {
 
 impl PaymentCheck for Accounts {
     fn check<'a>(&'a self, account: &'a AccountId) -> BoxFuture<'a, Result<Standing, Error>> {
-        let found = self.record(account);
+        let found = self.is_here().and_then(|()| self.record(account));
         Box::pin(async move { Ok(Standing::of(account, found?.is_paid())) })
     }
 }
@@ -476,6 +511,7 @@ pub(in crate::payment) fn empty_for_tests() -> Accounts {
         records: Arc::new(crate::payment::testing::records().0),
         table: RwLock::default(),
         changing: Mutex::default(),
+        has_gone: AtomicBool::default(),
     }
 }
 

@@ -380,3 +380,19 @@ async fn what_is_not_durable_is_not_live() {
         "and it can come again"
     );
 }
+
+#[tokio::test]
+async fn accounts_that_another_process_has_say_nothing_here() {
+    let accounts = empty_for_tests();
+    accounts.grant(&id("1"), true, at(1)).await.unwrap();
+    drop(accounts.hold_changes().await);
+    assert!(is_paid(&accounts, "1").await);
+    accounts.hold_changes().await.go();
+    let checked = accounts.check(&id("1")).await;
+    assert!(matches!(checked, Err(Error::HandedOver)), "{checked:?}");
+    let granted = accounts.grant(&id("1"), false, at(2)).await;
+    assert!(matches!(granted, Err(Error::HandedOver)), "{granted:?}");
+    let pays = event(3, "a", "1", "cus_1", Some(true));
+    let applied = accounts.apply(&pays).await;
+    assert!(matches!(applied, Err(Error::HandedOver)), "{applied:?}");
+}

@@ -22,10 +22,15 @@ const ELSEWHERE: &str = "such a record is changed by the process that has the st
 
 impl Sessions {
     /// Serves a process whose store this one has taken over, until it ends. What it changes is
-    /// written here; it learns what changes here.
+    /// written here; it learns what changes here. Its notes, which are of no concern to sessions, are
+    /// handed to `noted`, which must not wait.
     ///
     /// It is told from this call on, and served while what is returned runs.
-    pub fn lead(self: Arc<Self>, link: Link) -> impl Future<Output = ()> + Send {
+    pub fn lead(
+        self: Arc<Self>,
+        link: Link,
+        noted: impl Fn(String) + Send + Sync,
+    ) -> impl Future<Output = ()> + Send {
         let Link { read, write } = link;
         let end = End::start(write);
         let id = self.peers.enter(&end);
@@ -34,14 +39,21 @@ impl Sessions {
         self.peers.tell_gone(&refused, None);
         let reports = Arc::<Mutex<Reports>>::default();
         self.keep_reporting(&end, &reports, false);
-        self.serve_peer(read, end, id)
+        self.serve_peer(read, end, id, noted)
     }
 
-    async fn serve_peer(self: Arc<Self>, mut read: BufReader<OwnedReadHalf>, end: End, id: u64) {
+    async fn serve_peer(
+        self: Arc<Self>,
+        mut read: BufReader<OwnedReadHalf>,
+        end: End,
+        id: u64,
+        noted: impl Fn(String) + Send + Sync,
+    ) {
         let reading = async {
             while let Some(message) = heard(&mut read).await? {
                 match message {
                     Message::Used(uses) => self.note_uses(&uses),
+                    Message::Note(note) => noted(note),
                     Message::End => return Ok(()),
                     asked => {
                         let (sessions, end) = (Arc::clone(&self), end.clone());
@@ -84,6 +96,7 @@ impl Sessions {
             | Message::Answer { .. }
             | Message::End
             | Message::Gone(_)
+            | Message::Note(_)
             | Message::Record { .. }
             | Message::Row(_)
             | Message::Used(_) => return None,

@@ -51,6 +51,8 @@ pub(super) enum Message {
     Record { key: String, sealed: Option<String> },
     /// This holds of what a record stands for, before it is durable.
     Ahead { key: String, what: String },
+    /// What is of no concern to sessions, in words of whoever keeps it.
+    Note(String),
     /// What was used since the last report.
     Used(Vec<Use>),
     /// There is nothing more to tell.
@@ -65,7 +67,7 @@ impl Message {
             Self::PutRecord { was, sealed, .. } => {
                 was.as_ref().map_or(0, String::len) + sealed.len()
             }
-            Self::Records { lines, .. } => lines.len(),
+            Self::Note(text) | Self::Records { lines: text, .. } => text.len(),
             Self::Record { sealed, .. } => sealed.as_ref().map_or(0, String::len),
             Self::Answer { outcome, .. } => match outcome {
                 Ok(Outcome::Record(Some(sealed))) => sealed.len(),

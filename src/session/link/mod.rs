@@ -226,6 +226,13 @@ impl Following {
         self.end.broken.cancelled().await;
     }
 
+    /// Returns what tells the other process a note, in words of the caller's. It is not answered, and
+    /// arrives before the end of the link.
+    pub fn teller(&self) -> impl Fn(String) + Send + Sync + use<> {
+        let end = self.end.clone();
+        move |note| end.tell(Message::Note(note))
+    }
+
     /// Tells the last that there is to tell, and waits for it to arrive.
     pub async fn finish(mut self) {
         if self.end.broken.is_cancelled() {
@@ -328,6 +335,7 @@ impl Sessions {
             | Message::Delete { .. }
             | Message::DeleteRecord { .. }
             | Message::End
+            | Message::Note(_)
             | Message::Put { .. }
             | Message::PutRecord { .. }
             | Message::ReadRecord { .. }

@@ -66,7 +66,7 @@ async fn pair_of<const N: usize>(
     let handing = gate.hand_over(MINUTE).await.unwrap();
     let (remote, following) = before.sessions.trail(Link::new(ours), true, None);
     handing.replace(remote);
-    tokio::spawn(Arc::clone(&after.sessions).lead(Link::new(theirs)));
+    tokio::spawn(Arc::clone(&after.sessions).lead(Link::new(theirs), drop));
     // It is there when it has answered.
     before.create(one_secret()).await;
     let pair = Pair {
@@ -572,7 +572,7 @@ async fn one_who_says_nothing_has_gone() {
     let (ours, silent) = UnixStream::pair().unwrap();
     let (other, _also_silent) = UnixStream::pair().unwrap();
     tokio::time::pause();
-    let leading = Arc::clone(&world.sessions).lead(Link::new(ours));
+    let leading = Arc::clone(&world.sessions).lead(Link::new(ours), drop);
     tokio::time::timeout(MINUTE, leading).await.unwrap();
     assert_eq!(world.sessions.followers(), 0);
     let (_remote, following) = world.sessions.trail(Link::new(other), true, None);

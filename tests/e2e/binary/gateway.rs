@@ -7,8 +7,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
+use super::store::handover::{ended, handed_over};
 use super::{Home, Server, dial, exchange};
-use crate::support::{Answer, Origin, contains};
+use crate::support::{Answer, Origin, contains, within};
 
 const ADMIN: (&str, &str) = ("OSHU_VAULT_ADMIN_KEY", "the-operator-s-own-key-0123456789");
 const MODEL_KEY: (&str, &str) = (
@@ -23,6 +24,16 @@ const BODY: &str = r#"{"model":"m","max_tokens":8}"#;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 65\r\n\r\n\
     {\"model\":\"claude-x\",\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}";
 
+/// Starts a server with a gateway in front of a provider in the clear, on loopback.
+async fn serve(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server {
+    serve_with(home, provider, &[], more).await
+}
+
+/// Starts one that takes over from the one that runs.
+async fn successor(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server {
+    serve_with(home, provider, &["--take-over"], more).await
+}
+
 const LINE: [&str; 5] = [
     "serve",
     "--dev",
@@ -31,8 +42,13 @@ const LINE: [&str; 5] = [
     "--admin-listen=127.0.0.1:0",
 ];
 
-/// Starts a server with a gateway in front of a provider in the clear, on loopback.
-async fn serve(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server {
+async fn serve_with(
+    home: &Home,
+    provider: &Origin,
+    flags: &[&str],
+    more: &[(&str, &str)],
+) -> Server {
+    let line = [&LINE, flags].concat();
     let url = format!("http://{}", provider.addr());
     let variables = [
         ADMIN,
@@ -40,7 +56,7 @@ async fn serve(home: &Home, provider: &Origin, more: &[(&str, &str)]) -> Server 
         JWT,
         ("OSHU_VAULT__GATEWAY__UPSTREAM", url.as_str()),
     ];
-    home.serve(&LINE, &[&variables, more].concat()).await
+    home.serve(&line, &[&variables, more].concat()).await
 }
 
 /// Mints a JWT by the verb.
@@ -235,7 +251,127 @@ async fn case_84_a_kill_between_reserving_and_settling_counts_the_whole() {
     server.stop().await;
 }
 
+/// Returns how many messages a provider has heard of.
+fn messages(provider: &Origin) -> usize {
+    let text = String::from_utf8(provider.bytes()).expect("text");
+    text.matches("POST /v1/messages").count()
+}
+
 const BUDGET: &str = "OSHU_VAULT__GATEWAY__MONTHLY_BUDGET";
+
+#[tokio::test]
+async fn a_call_that_goes_on_over_a_hand_over_is_settled_in_the_next_books() {
+    const MOST: u64 = BODY.len() as u64 + 8;
+    for budget in ["1000", "none"] {
+        let (home, go) = (Home::new(), Arc::new(Semaphore::new(0)));
+        let held = Arc::clone(&go);
+        let provider = Origin::builder().plain().script(move |_request, conn| {
+            let go = Arc::clone(&held);
+            async move {
+                let _leave = go.acquire().await;
+                conn.send(OK).await;
+            }
+        });
+        let provider = provider.await;
+        let more = [(BUDGET, budget)];
+        let mut before = serve(&home, &provider, &more).await;
+        let jwt = mint(&home).await;
+        stored(&home, &["set", "583231", "--paid", "true"]).await;
+        let mut conn = dial(before.plain()).await;
+        conn.send(raw(&jwt)).await;
+        provider
+            .wait("the message", |all| contains(&all.concat(), BODY))
+            .await;
+        let after = successor(&home, &provider, &more).await;
+        handed_over(&mut before).await;
+        let reserved = if budget == "none" { 0 } else { MOST };
+        let usage = stored(&home, &["usage", "583231"]).await;
+        assert_eq!(usage["counted_tokens"], reserved, "{usage}");
+        go.add_permits(1000);
+        let answer = conn.answer().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        conn.expect_end().await;
+        ended(before).await;
+        within("what was used", async {
+            let used = json!([{
+                "sandbox": "box-1", "model": "claude-x", "input_tokens": 3, "output_tokens": 4,
+                "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0,
+                "unsettled_tokens": 0, "reserved_tokens": 0,
+            }]);
+            while stored(&home, &["usage", "583231"]).await["usage"] != used {}
+        })
+        .await;
+        after.end(Signal::KILL).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_over_a_connection_kept_from_before_a_hand_over_is_sent_to_the_next() {
+    for budget in ["1000000", "none"] {
+        let (home, provider) = (Home::new(), Origin::builder().plain().answer(OK).await);
+        let more = [(BUDGET, budget)];
+        let mut before = serve(&home, &provider, &more).await;
+        let jwt = mint(&home).await;
+        stored(&home, &["set", "583231", "--paid", "true"]).await;
+        let mut kept = [
+            dial(before.plain()).await,
+            dial(before.plain()).await,
+            dial(before.plain()).await,
+        ];
+        for conn in &mut kept {
+            conn.send(raw(&jwt)).await;
+            assert_eq!(conn.answer().await.status, 200);
+        }
+        // Who fails to take over changes nothing.
+        let line = [&LINE[..], &["--take-over", "--upstream-ca=/nowhere"]].concat();
+        let failed = home.run_with(&line, &[ADMIN, MODEL_KEY, JWT], "").await;
+        failed.complains(1, &["upstream.ca_files"]);
+        kept[0].send(raw(&jwt)).await;
+        assert_eq!(kept[0].answer().await.status, 200);
+        let after = successor(&home, &provider, &more).await;
+        handed_over(&mut before).await;
+        let set = stored(&home, &["set", "583231", "--paid", "false"]).await;
+        assert_eq!(set["paid"], false);
+        // The process before did not hear of it, and does not let it spend.
+        let heard = messages(&provider);
+        for conn in &mut kept[..2] {
+            conn.send(raw(&jwt)).await;
+            let answer = conn.answer().await;
+            assert_eq!(answer.status, 503, "{}", answer.text());
+            assert_eq!(answer.json()["details"]["code"], "handed_over");
+            for (name, value) in [
+                ("x-should-retry", "true"),
+                ("retry-after", "1"),
+                ("connection", "close"),
+            ] {
+                assert_eq!(answer.header(name), Some(value), "{name}");
+            }
+            conn.expect_end().await;
+        }
+        // Nor does it change what the next one has.
+        let body = r#"{"paid":true}"#;
+        let put = format!(
+            "PUT /v1/accounts/583231 HTTP/1.1\r\nHost: v\r\nx-api-key: {}\r\nContent-Length: \
+             {}\r\n\r\n{body}",
+            ADMIN.1,
+            body.len()
+        );
+        kept[2].send(put).await;
+        assert_eq!(kept[2].answer().await.status, 503);
+        let refused = message(&after, &jwt).await;
+        assert_eq!(refused.status, 402, "{}", refused.text());
+        assert_eq!(messages(&provider), heard);
+        drop(kept);
+        ended(before).await;
+        stored(&home, &["set", "583231", "--paid", "true"]).await;
+        assert_eq!(message(&after, &jwt).await.status, 200);
+        within("what five calls used", async {
+            while stored(&home, &["usage", "583231"]).await["counted_tokens"] != 5 * 7 {}
+        })
+        .await;
+        after.stop().await;
+    }
+}
 
 #[tokio::test]
 async fn accounts_and_budgets_of_each_node_are_refused_by_name() {

@@ -4,7 +4,7 @@
 mod audit;
 mod damage;
 mod full;
-mod handover;
+pub(super) mod handover;
 mod keys;
 mod kills;
 mod restarts;
