@@ -118,10 +118,18 @@ fn gateway(
         throttle: Arc::clone(shared.throttle),
         audit: shared.audit.clone(),
     };
+    for path in &settings.extra_paths {
+        let path = path.as_str();
+        tracing::warn!(
+            path,
+            "gateway.danger_extra_paths: forwarded under our key, and not counted"
+        );
+    }
     let payment_url = settings.payment_url.as_ref().map(PageUrl::as_str);
     let config = gateway::Config {
         upstream: settings.upstream.as_str().to_owned(),
         api_key: api_key.clone(),
+        extra_paths: settings.extra_paths.clone(),
         payment_url: payment_url.map(Arc::from),
         answer_timeout: config.limits.answer_timeout,
         silence_timeout: config.limits.exchange_idle_timeout,

@@ -14,6 +14,7 @@ use super::source::Source;
 use super::value::{Item, Raw, Value, one_text, quote};
 use super::{Config, Origin, Store};
 use crate::callout;
+use crate::gateway::ExtraPath;
 use crate::identity::SECRET_LEAST_BYTES;
 use crate::secret::Secret;
 
@@ -22,9 +23,10 @@ const PAGE_LIMIT_BYTES: usize = 512;
 const API_KEY: &str = "gateway.api_key";
 const JWT_SECRET: &str = "gateway.jwt_secret";
 const JWT_SECRET_PREVIOUS: &str = "gateway.jwt_secret_previous";
+const EXTRA_PATHS: &str = "gateway.danger_extra_paths";
+const BUDGET: &str = "gateway.monthly_budget";
 const PROVIDER: &str = "payment.provider";
 const STORE_URL: &str = "store.url";
-const MONTHLY_BUDGET: &str = "gateway.monthly_budget";
 const FREE_ALLOWANCE: &str = "gateway.free_allowance";
 const BOOKS: &str = "gateway.danger_books_per_node";
 const WORKOS_KEY: &str = "payment.workos.api_key";
@@ -40,6 +42,8 @@ pub struct Gateway {
     pub upstream: ServiceUrl,
     /// The operator's credential there.
     pub api_key: Option<Secret>,
+    /// The paths that are forwarded beside those of messages and models.
+    pub extra_paths: Vec<ExtraPath>,
     /// What signs workload JWTs.
     pub jwt_secret: Option<Secret>,
     /// What signed them before.
@@ -66,6 +70,7 @@ impl Default for Gateway {
         Self {
             upstream: ServiceUrl::default(),
             api_key: None,
+            extra_paths: Vec::new(),
             jwt_secret: None,
             jwt_secret_previous: None,
             payment_url: None,
@@ -294,6 +299,20 @@ impl Item for PageUrl {
     }
 }
 
+impl Item for ExtraPath {
+    const EXPECTS: &'static str = "a path such as /v1/files that is not forwarded already: letters, \
+        digits and ._:@~- between slashes, without pattern, escape, query, '.' and '..'";
+    const NAME: &'static str = "PATH";
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
+
+    fn print(&self) -> String {
+        self.as_str().to_owned()
+    }
+}
+
 impl Value for ServiceUrl {
     const SHAPE: Shape = Shape::One;
     const NAME: &'static str = "URL";
@@ -434,8 +453,9 @@ fn read_secret(reading: &mut Reading, source: &Source, secret: &Secrets) {
     }
 }
 
-/// Refuses half a gateway, and secrets of who is not asked.
+/// Refuses half a gateway, secrets of who is not asked, and paths that nobody may reach.
 pub(super) fn check(reading: &mut Reading) {
+    check_extra_paths(reading);
     let keys = SECRETS
         .iter()
         .flat_map(|secret| [secret.key, secret.file_key]);
@@ -493,13 +513,13 @@ pub(super) fn check_books(reading: &mut Reading) {
     let config = &reading.draft.config;
     let is_alone = !matches!(config.store, Store::Shared(_));
     let gateway = &config.gateway;
-    let keys = [STORE_URL, PROVIDER, MONTHLY_BUDGET, FREE_ALLOWANCE, BOOKS];
+    let keys = [STORE_URL, PROVIDER, BUDGET, FREE_ALLOWANCE, BOOKS];
     if is_alone || !gateway.is_on() || gateway.danger_books_per_node || !reading.trusts(&keys) {
         return;
     }
     let per_node = [
         (PROVIDER, config.payment.provider == PaymentProvider::Local),
-        (MONTHLY_BUDGET, gateway.monthly_budget.is_some()),
+        (BUDGET, gateway.monthly_budget.is_some()),
         (FREE_ALLOWANCE, gateway.free_allowance.is_some()),
     ];
     for (key, _) in per_node.into_iter().filter(|(_, is_per_node)| *is_per_node) {
@@ -519,6 +539,19 @@ pub(super) fn check_books(reading: &mut Reading) {
             false => Origin::Missing,
         };
         reading.report(key, expectation, origin);
+    }
+}
+
+/// Refuses paths whose calls cannot be counted where every account has a budget.
+fn check_extra_paths(reading: &mut Reading) {
+    if !reading.trusts(&[EXTRA_PATHS, BUDGET]) {
+        return;
+    }
+    let gateway = &reading.draft.config.gateway;
+    if gateway.monthly_budget.is_some() && !gateway.extra_paths.is_empty() {
+        let expectation = format!("has no use beside {BUDGET}: what they use cannot be counted");
+        let origin = reading.origin(EXTRA_PATHS);
+        reading.report(EXTRA_PATHS, expectation, origin);
     }
 }
 

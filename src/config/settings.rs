@@ -13,12 +13,7 @@ use super::value::{Raw, UnscopedSecrets, Value};
 pub(super) const ENVIRONMENT_PREFIX: &str = "OSHU_VAULT__";
 
 /// Keys, and sections with all their keys, that later versions have.
-const LATER: &[&str] = &[
-    "api",
-    "gateway.danger_extra_paths",
-    "github.api_url",
-    "sandbox",
-];
+const LATER: &[&str] = &["api", "github.api_url", "sandbox"];
 
 /// How many values a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -364,6 +359,11 @@ pub const SETTINGS: &[Setting] = &[
         "A file that holds what signed workload JWTs before and is still accepted, for the day that \
          they live. The other way is the environment variable \
          OSHU_VAULT__GATEWAY__JWT_SECRET_PREVIOUS."),
+    setting!("gateway.danger_extra_paths", config.gateway.extra_paths, Anywhere, None, "[]",
+        "Paths of the model provider that are forwarded beside those of messages and models, such as \
+         /v1/files: exactly these, by GET and POST, and by DELETE never. Their calls run under the \
+         operator's key, so that every paid account reaches what all others have there, and what they \
+         use is not counted: nobody reaches them beside monthly_budget or on free_allowance."),
     setting!("gateway.payment_url", config.gateway.payment_url, Anywhere, None,
         "\"https://example.com/billing\"",
         "Where an account is paid for: what the answer 402 tells."),
@@ -610,7 +610,7 @@ mod tests {
             ("store.max_stale", false),
             ("store.url", false),
             ("gateway.api_key", false),
-            ("gateway.danger_extra_paths", true),
+            ("gateway.danger_extra_paths", false),
             ("payment.workos", false),
             ("github.client_id", false),
             ("github.api_url", true),

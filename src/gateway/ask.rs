@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -20,6 +20,8 @@ use crate::web::ModelFailure;
 
 /// The longest body, in bytes: what the model provider takes.
 const BODY_LIMIT_BYTES: usize = 32 * 1024 * 1024;
+/// What a body is where its call says nothing else, and always where it is read.
+const JSON: &str = "application/json";
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_mins(5);
 
@@ -27,6 +29,8 @@ const BODY_DEADLINE: Duration = Duration::from_mins(5);
 pub(super) struct Ask {
     /// The body, as it came.
     pub(super) body: Bytes,
+    /// What it is.
+    pub(super) content_type: String,
     /// The model that is asked for.
     pub(super) model: String,
     /// The most tokens that the request may use: those of its answer, and one for each byte of its
@@ -47,7 +51,7 @@ impl fmt::Debug for Ask {
 }
 
 impl Ask {
-    /// Reads a body.
+    /// Reads the body of a call whose tokens are counted.
     ///
     /// # Errors
     /// [`ModelFailure::BadRequest`], [`ModelFailure::TooLarge`], [`ModelFailure::Slow`], and those of
@@ -57,9 +61,39 @@ impl Ask {
         body: Body,
         room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
     ) -> Result<Self, ModelFailure> {
+        let (body, held) = Self::take(headers, body, room).await?;
+        Self::of(body, held)
+    }
+
+    /// Takes the body of a call that the operator added, whatever it is.
+    ///
+    /// # Errors
+    /// Those of [`Ask::read`].
+    pub(super) async fn unread(
+        headers: &HeaderMap,
+        shown: &str,
+        body: Body,
+        room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
+    ) -> Result<Self, ModelFailure> {
+        let content_type = content_type(headers, shown)?.to_owned();
+        let (body, held) = Self::take(headers, body, room).await?;
+        Ok(Self {
+            body,
+            content_type,
+            model: String::new(),
+            most: 0,
+            _held: held,
+        })
+    }
+
+    async fn take(
+        headers: &HeaderMap,
+        body: Body,
+        room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
+    ) -> Result<(Bytes, Held), ModelFailure> {
         let mut codings = headers.get_all(CONTENT_ENCODING).iter();
         if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let text = "the body must be JSON without a content coding";
+            let text = "the body must have no content coding";
             return Err(ModelFailure::BadRequest(text));
         }
         let announced = headers.get(CONTENT_LENGTH);
@@ -72,7 +106,7 @@ impl Ask {
         let announced = announced.unwrap_or(0);
         let read = tokio::time::timeout(BODY_DEADLINE, collect(body, announced)).await;
         let body = read.map_err(|_elapsed| ModelFailure::Slow)??;
-        Self::of(body, held)
+        Ok((body, held))
     }
 
     fn of(body: Bytes, held: Held) -> Result<Self, ModelFailure> {
@@ -85,10 +119,25 @@ impl Ask {
         let own = u64::try_from(body.len()).unwrap_or(u64::MAX);
         Ok(Self {
             body,
+            content_type: JSON.to_owned(),
             model: read.model.unwrap_or_default(),
             most: own.saturating_add(read.max_tokens.unwrap_or_default().into()),
             _held: held,
         })
+    }
+}
+
+/// Returns the one content type of a body, which will stand in a head of ours: without what the caller
+/// showed.
+fn content_type<'a>(headers: &'a HeaderMap, shown: &str) -> Result<&'a str, ModelFailure> {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let first = values.next().map_or(Ok(JSON), |value| value.to_str());
+    let is_plain = |value: &str| value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    match (first, values.next()) {
+        (Ok(value), None) if is_plain(value) && !value.contains(shown) => Ok(value),
+        _ => Err(ModelFailure::BadRequest(
+            "content-type must stand at most once, in visible characters",
+        )),
     }
 }
 
@@ -241,5 +290,35 @@ mod tests {
             assert!(matches!(refused, Err(ModelFailure::NoRoom)));
         }
         assert_eq!(asked, [BODY_LIMIT_BYTES, 2, BODY_LIMIT_BYTES]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_read_passes_as_what_its_caller_says() {
+        let text = "--b\r\n{\"max_tokens\":1,\"max_tokens\":2}";
+        for (kinds, expected) in [
+            (&[][..], Some("application/json")),
+            (
+                &["multipart/form-data; boundary=b"],
+                Some("multipart/form-data; boundary=b"),
+            ),
+            (&["a/b", "a/b"], None),
+            (&["a/b\tc"], None),
+            (&["a/b; x=SHOWN"], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for kind in kinds {
+                headers.append(CONTENT_TYPE, kind.parse().unwrap());
+            }
+            let ask = Ask::unread(&headers, "SHOWN", Body::from(text), room).await;
+            let got = ask.as_ref().ok().map(|ask| ask.content_type.as_str());
+            assert_eq!(got, expected, "{kinds:?}: {ask:?}");
+            if let Ok(ask) = ask {
+                assert_eq!((ask.body.as_ref(), ask.most), (text.as_bytes(), 0));
+            }
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
+        let refused = Ask::unread(&headers, "SHOWN", Body::from(text), room).await;
+        assert!(matches!(refused, Err(ModelFailure::BadRequest(_))));
     }
 }

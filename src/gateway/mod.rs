@@ -41,6 +41,7 @@ use crate::serve::Throttle;
 use crate::upstream::Upstream;
 use crate::web::{Connection, ModelFailure, REQUEST_ID};
 
+pub use path::ExtraPath;
 pub use usage::{Counted, UsageReader};
 
 /// Where the gateway's paths begin.
@@ -55,6 +56,8 @@ pub struct Config {
     pub upstream: String,
     /// The operator's credential there: an API key, or an access token of OAuth.
     pub api_key: Secret,
+    /// The paths that are forwarded beside those of messages and models.
+    pub extra_paths: Vec<ExtraPath>,
     /// Where an account is paid for, as the answer 402 tells it.
     pub payment_url: Option<Arc<str>>,
     /// How long the head of an answer may take; none to wait.
@@ -97,6 +100,7 @@ impl fmt::Debug for Parts {
 pub struct Gateway {
     provider: Callout,
     credential: Credential,
+    extra_paths: Vec<ExtraPath>,
     admission: Admission,
     ledger: Arc<Ledger>,
     audit: Sink,
@@ -133,6 +137,7 @@ impl Gateway {
         Ok(Self {
             provider: provider.keeping(IDLE_CONNECTIONS),
             credential: Credential::new(&config.api_key),
+            extra_paths: config.extra_paths,
             admission: Admission::new(
                 parts.keys,
                 parts.check,
@@ -189,7 +194,7 @@ impl Gateway {
             record.peer(from.peer);
         }
         let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
-        let call = Call::parse(&parts.method, path)?;
+        let call = Call::parse(&parts.method, path, &self.extra_paths)?;
         let admitted = self.admission.caller(&parts)?;
         record.account(&admitted.workload.account, &admitted.workload.sandbox);
         record.admit().map_err(|_full| ModelFailure::AuditFull)?;
@@ -201,11 +206,16 @@ impl Gateway {
         if !self.ledger.allows(&standing) {
             return Err(ModelFailure::Unpaid(self.payment_url.clone()));
         }
+        let is_extra = matches!(call, Call::Extra { .. });
+        if is_extra && !self.ledger.is_unbounded(&standing) {
+            return Err(ModelFailure::Uncounted);
+        }
+        let room = |bytes| self.room.take(&admitted.workload.account, bytes);
         let ask = match call.method() {
-            "POST" => {
-                let account = &admitted.workload.account;
-                Some(Ask::read(&parts.headers, body, |bytes| self.room.take(account, bytes)).await?)
+            "POST" if is_extra => {
+                Some(Ask::unread(&parts.headers, &admitted.shown, body, room).await?)
             }
+            "POST" => Some(Ask::read(&parts.headers, body, room).await?),
             _ => None,
         };
         let costs = ask.as_ref().filter(|_| call == Call::Messages);
@@ -262,7 +272,7 @@ impl Gateway {
             method: call.method(),
             path: &path,
             fields: &fields,
-            body: ask.map(|ask| ("application/json", ask.body.as_ref())),
+            body: ask.map(|ask| (ask.content_type.as_str(), ask.body.as_ref())),
         };
         self.provider.open(&request, self.answer_timeout).await
     }

@@ -77,6 +77,11 @@ pub enum ModelFailure {
     /// The account's requests come too fast; the next is taken after this time.
     #[error("the account's requests come too fast")]
     TooFast(Duration),
+    /// What the call uses cannot be counted, and the account has so much and no more.
+    #[error(
+        "what this path uses cannot be counted: it is for paid accounts without a monthly budget"
+    )]
+    Uncounted,
     /// The body is longer than the limit.
     #[error("the body has more than 32 MiB")]
     TooLarge,
@@ -125,6 +130,7 @@ impl ModelFailure {
             Self::TooFast(_) => (S::TOO_MANY_REQUESTS, LIMIT, "account_rate_limit"),
             Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "request_too_large", "body_too_large"),
             Self::TooManyAttempts(_) => (S::TOO_MANY_REQUESTS, LIMIT, "too_many_auth_failures"),
+            Self::Uncounted => (S::FORBIDDEN, "permission_error", "uncounted_path"),
             Self::Unauthenticated => (S::UNAUTHORIZED, "authentication_error", "unauthenticated"),
             Self::Unpaid(_) => (S::PAYMENT_REQUIRED, "payment_required", "payment_required"),
         }
@@ -182,7 +188,9 @@ impl ModelFailure {
             _ => {}
         }
         let should_retry = match self {
-            Self::BudgetUsed | Self::Unauthenticated | Self::Unpaid(_) => Some("false"),
+            Self::BudgetUsed | Self::Unauthenticated | Self::Uncounted | Self::Unpaid(_) => {
+                Some("false")
+            }
             Self::HandedOver => Some("true"),
             _ => None,
         };
@@ -218,6 +226,7 @@ mod tests {
             (ModelFailure::Unpaid(url), 402, Some("false")),
             (ModelFailure::Unpaid(None), 402, Some("false")),
             (ModelFailure::BudgetUsed, 429, Some("false")),
+            (ModelFailure::Uncounted, 403, Some("false")),
             (ModelFailure::TooFast(Duration::from_millis(1)), 429, None),
             (ModelFailure::ProviderRefused(401), 502, None),
             (ModelFailure::HandedOver, 503, Some("true")),

@@ -2,6 +2,7 @@
 //! shown, and half a gateway is none.
 
 use super::*;
+use crate::gateway::ExtraPath;
 
 const MODEL_KEY: (&str, &str) = ("OSHU_VAULT__GATEWAY__API_KEY", "canary-sk-ant-api03-key");
 const JWT: (&str, &str) = (
@@ -48,6 +49,25 @@ fn a_gateway_has_both_of_its_secrets() {
         let line = format!("# gateway.{name}: set (redacted)");
         assert!(printed.contains(&line), "{printed}");
     }
+    let paths = ("OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS", "/v1/a, /v1/b/c");
+    let config = load(&[paths], "").unwrap();
+    let added = config.gateway.extra_paths.iter().map(ExtraPath::as_str);
+    assert_eq!(added.collect::<Vec<_>>(), ["/v1/a", "/v1/b/c"]);
+    assert!(
+        config
+            .redacted()
+            .contains("\ndanger_extra_paths = [\"/v1/a\", \"/v1/b/c\"]\n")
+    );
+    let wrong = load(
+        &[],
+        "gateway.danger_extra_paths = ['/v1/a', '/v1/models', '/v1/*']",
+    );
+    let wrong = wrong.unwrap_err();
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    for (problem, entry) in wrong.iter().zip([2, 3]) {
+        let start = format!("gateway.danger_extra_paths: entry {entry} expects a path");
+        assert!(problem.starts_with(&start), "{wrong:?}");
+    }
     let none = load(&[], "gateway.free_allowance = 'none'").unwrap();
     assert_eq!(none.gateway.free_allowance, None);
 }
@@ -55,7 +75,12 @@ fn a_gateway_has_both_of_its_secrets() {
 #[test]
 fn mistakes_of_the_gateway_are_told_by_name() {
     let short = (JWT.0, "canary-0123456789abcdef01234567");
-    let cases: [Mistake<'_>; 9] = [
+    let cases: [Mistake<'_>; 10] = [
+        (
+            &[MODEL_KEY, JWT],
+            "gateway.danger_extra_paths = ['/v1/files']\ngateway.monthly_budget = 9",
+            "gateway.danger_extra_paths: has no use beside gateway.monthly_budget: what they use cannot be counted (from /c.toml:1)",
+        ),
         (
             &[JWT],
             "",

@@ -284,7 +284,7 @@ fn what_is_not_known_is_refused_by_its_full_path() {
         ),
         (
             "[gateway]\ndanger_extra_paths = ['/canary']",
-            "gateway.danger_extra_paths: not available in this version (from /c.toml:2)",
+            "gateway.danger_extra_paths: entry 1 expects a path such as /v1/files that is not forwarded already: letters, digits and ._:@~- between slashes, without pattern, escape, query, '.' and '..' (from /c.toml:2)",
         ),
         (
             "[gateway]\napi_key = 'canary'",
@@ -333,7 +333,7 @@ fn variables_that_set_nothing_are_refused() {
         ),
         (
             "OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS",
-            "gateway.danger_extra_paths: not available in this version (from OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS)",
+            "gateway.danger_extra_paths: entry 1 expects a path such as /v1/files that is not forwarded already: letters, digits and ._:@~- between slashes, without pattern, escape, query, '.' and '..' (from OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS)",
         ),
         (
             "OSHU_VAULT_ADMIN_KEY",

@@ -122,6 +122,12 @@ impl Ledger {
         }
     }
 
+    /// Tells whether somebody of this standing may use any number of tokens, so that what cannot be
+    /// counted may be sent.
+    pub fn is_unbounded(&self, standing: &Standing) -> bool {
+        matches!(standing, Standing::Paid(_)) && self.budgets.monthly.is_none()
+    }
+
     /// Reserves the most that a request may use. Under a budget the reservation is durable when
     /// this returns.
     ///

@@ -197,6 +197,27 @@ async fn accounts_are_not_touched_without_the_right_sealing_key() {
 }
 
 #[tokio::test]
+async fn paths_that_are_added_are_told_at_the_start() {
+    let (home, provider) = (Home::new(), Origin::builder().plain().answer(OK).await);
+    let more = [("OSHU_VAULT__GATEWAY__DANGER_EXTRA_PATHS", "/v1/files")];
+    let server = serve(&home, &provider, &more).await;
+    let jwt = mint(&home).await;
+    accounts(&home, &server, &["set", "583231", "--paid", "true"]).await;
+    let raw =
+        format!("GET /api/claude-gateway/v1/files HTTP/1.1\r\nHost: g\r\nx-api-key: {jwt}\r\n\r\n");
+    assert_eq!(exchange(server.plain(), raw).await.status, 200);
+    let (code, _, log) = server.end(Signal::TERM).await;
+    assert_eq!(code, Some(0), "{log}");
+    let told = log.lines().find(|line| line.contains("danger_extra_paths"));
+    let told: Value = serde_json::from_str(told.expect("a line")).expect("JSON");
+    assert_eq!(
+        (&told["level"], &told["path"]),
+        (&json!("WARN"), &json!("/v1/files")),
+        "{told}"
+    );
+}
+
+#[tokio::test]
 async fn a_minted_jwt_ends_when_it_is_told_to_and_needs_the_secret() {
     let home = Home::new();
     let line = ["token", "mint", "--user-id", "1", "--sandbox", "b"];

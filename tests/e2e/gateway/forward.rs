@@ -1,6 +1,8 @@
 //! What arrives at the model provider: the body as it was, the operator's credential, and nothing
 //! of what the caller showed.
 
+use oshu_vault::gateway::ExtraPath;
+
 use crate::support::{ANSWER, Anthropic, Origin, contains, show};
 
 use super::{ACCOUNT, BODY, MODEL_KEY, Stage, jwt, message, post};
@@ -153,6 +155,128 @@ async fn every_forwarded_path_and_no_other() {
         assert_eq!(answer.json()["type"], "error", "{raw}");
     }
     stage.provider.expect_nothing("other paths");
+}
+
+/// Sets the stage with two paths that the operator added.
+async fn with_extra_paths(monthly: Option<u64>, free: Option<u64>) -> Stage {
+    let provider = Origin::answer(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+    );
+    let stage = Stage::around(provider.await, |config| {
+        let paths = ["/v1/messages/batches", "/v1/files"].map(ExtraPath::parse);
+        config.gateway.extra_paths = paths.into_iter().flatten().collect();
+        config.gateway.monthly_budget = monthly;
+        config.gateway.free_allowance = free;
+    });
+    stage.await
+}
+
+#[tokio::test]
+async fn paths_that_the_operator_adds_are_forwarded_as_the_others_and_no_more() {
+    let stage = with_extra_paths(None, None).await;
+    stage.pay(ACCOUNT, true).await;
+    let token = jwt(ACCOUNT);
+    let key = format!("x-api-key: {token}\r\n");
+    let ask = |method: &str, path: &str, lines: &str, body: &str| {
+        format!(
+            "{method} /api/claude-gateway{path} HTTP/1.1\r\nHost: g\r\n{key}Cookie: a=CALLER\r\n\
+             Accept: */*\r\n{lines}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let head = |line: &str| {
+        format!(
+            "{line} HTTP/1.1\r\nhost: {}\r\nuser-agent: oshu-vault\r\naccept-encoding: \
+             identity\r\naccept: */*\r\nx-api-key: {MODEL_KEY}\r\n",
+            Anthropic::HOST
+        )
+    };
+    let posted = |line: &str, kind: &str, body: &str| {
+        let length = body.len();
+        let head = head(line);
+        format!("{head}content-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}")
+    };
+    // What is not counted is not read either.
+    let batch = "{\"requests\":[],\"max_tokens\":1,\"max_tokens\":2}";
+    let (kind, form) = (
+        "multipart/form-data; boundary=b",
+        "--b\r\n\r\nx\r\n--b--\r\n",
+    );
+    for (raw, expected) in [
+        (
+            ask("POST", "/v1/messages/batches?beta=true", "", batch),
+            posted(
+                "POST /v1/messages/batches?beta=true",
+                "application/json",
+                batch,
+            ),
+        ),
+        (
+            ask(
+                "POST",
+                "/v1/files",
+                &format!("Content-Type: {kind}\r\n"),
+                form,
+            ),
+            posted("POST /v1/files", kind, form),
+        ),
+        (
+            ask("GET", "/v1/files?limit=1&key=CALLER", "", ""),
+            format!("{}\r\n", head("GET /v1/files?limit=1")),
+        ),
+    ] {
+        stage.provider.forget();
+        let answer = stage.ask(&raw).await;
+        assert_eq!((answer.status, answer.text()), (200, "{}"), "{raw}");
+        assert_eq!(show(&stage.provider.bytes()), show(expected.as_bytes()));
+    }
+    stage.provider.forget();
+    for (raw, status) in [
+        (ask("DELETE", "/v1/files", "", ""), 405),
+        (ask("PUT", "/v1/files", "", ""), 405),
+        (ask("GET", "/v1/files/file_1", "", ""), 404),
+        (ask("GET", "/v1/messages/batches/b_1/results", "", ""), 404),
+        (ask("GET", "/v1//files", "", ""), 400),
+        (ask("GET", "/v1/x/../files", "", ""), 400),
+        (
+            ask("GET", "/v1/files", "", "").replace(&token, "a.b.c"),
+            401,
+        ),
+        (
+            ask("GET", "/v1/files", "", "").replace(&token, &jwt("42")),
+            402,
+        ),
+    ] {
+        let answer = stage.ask(&raw).await;
+        assert_eq!(answer.status, status, "{raw}");
+    }
+    stage.provider.expect_nothing("what was not added");
+    assert_eq!(stage.usage(ACCOUNT).await["counted_tokens"], 0);
+    assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_cannot_be_counted_is_for_those_who_are_not_counted() {
+    for (paid, monthly, free, status) in [
+        (true, Some(1_000_000), None, 403),
+        (false, None, Some(1_000_000), 403),
+        (false, None, None, 402),
+        (true, None, Some(1), 200),
+    ] {
+        let stage = with_extra_paths(monthly, free).await;
+        stage.pay(ACCOUNT, paid).await;
+        let key = format!("x-api-key: {}\r\n", jwt(ACCOUNT));
+        let answer = stage.ask(post("/v1/messages/batches", &key, "{}")).await;
+        assert_eq!(answer.status, status, "{paid} {monthly:?} {free:?}");
+        if status != 200 {
+            assert_eq!(answer.header("x-should-retry"), Some("false"));
+            stage.provider.expect_nothing("what cannot be counted");
+        }
+        if status == 403 {
+            assert_eq!(answer.json()["details"]["code"], "uncounted_path");
+            assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
+        }
+    }
 }
 
 #[tokio::test]
