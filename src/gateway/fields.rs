@@ -5,9 +5,11 @@
 //! operator's own account. The operator's credential is set here and nowhere else. Called by the
 //! forwarding.
 
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::mask::Mask;
+use crate::audit::Found;
 use crate::secret::Secret;
 use crate::wire;
 
@@ -21,10 +23,10 @@ const ASKED: [&str; 5] = [
 ];
 /// The beginnings of those that pass as well: what the API and its clients say of themselves.
 const ASKED_PREFIXES: [&str; 3] = ["anthropic-", "x-claude-code-", "x-stainless-"];
-/// The fields of an answer that pass. Rates and organisations are the operator's and do not.
-const TOLD: [HeaderName; 6] = [
+/// The fields of an answer that pass. Rates and organisations are the operator's and do not; codings
+/// come off.
+const TOLD: [HeaderName; 5] = [
     CACHE_CONTROL,
-    CONTENT_ENCODING,
     CONTENT_TYPE,
     RETRY_AFTER,
     HeaderName::from_static("request-id"),
@@ -96,12 +98,13 @@ fn has(value: &[u8], part: &[u8]) -> bool {
     memchr::memmem::find(value, part).is_some()
 }
 
-/// Returns the fields of an answer as they go to the caller.
-pub(super) fn to_caller(answer: &wire::Fields) -> HeaderMap {
+/// Returns the fields of an answer as they go to the caller: without the operator's credential.
+pub(super) fn to_caller(answer: &wire::Fields, mask: &Mask, found: &Found) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for name in TOLD {
         for value in answer.all(name.as_str()) {
-            if let Ok(value) = HeaderValue::from_bytes(value) {
+            let masked = mask.field(value, found);
+            if let Ok(value) = HeaderValue::from_bytes(masked.as_deref().unwrap_or(value)) {
                 headers.append(name.clone(), value);
             }
         }
@@ -114,6 +117,7 @@ mod tests {
     use super::*;
 
     const JWT: &str = "eyJhbGciOiJIUzI1NiJ9.e30.c2ln";
+    const KEY: &str = "sk-ant-api03-0123456789";
 
     fn sent(fields: &[(&'static str, &str)], key: &str) -> Vec<(String, String)> {
         let mut headers = HeaderMap::new();
@@ -181,13 +185,17 @@ mod tests {
 
     #[test]
     fn an_answer_says_nothing_of_the_operator() {
-        let raw = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nrequest-id: req_1\r\n\
+        let raw = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nrequest-id: req_{KEY}\r\n\
                    anthropic-organization-id: o\r\nanthropic-ratelimit-tokens-limit: 1\r\n\
                    set-cookie: a=b\r\nlocation: https://evil/\r\nserver: x\r\nretry-after: 7\r\n\r\n";
-        let head = wire::parse_answer(raw.as_bytes().to_vec().into()).unwrap();
-        let headers = to_caller(&head.fields);
+        let raw = raw.replace("{KEY}", KEY);
+        let head = wire::parse_answer(raw.into_bytes().into()).unwrap();
+        let (mask, found) = (Mask::new(&Secret::new(KEY.into())), Found::default());
+        let headers = to_caller(&head.fields, &mask, &found);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "request-id", "retry-after"]);
+        assert_eq!(headers["request-id"], "req_[redacted]");
+        assert_eq!(found.names().len(), 1);
     }
 }

@@ -9,6 +9,7 @@ mod admit;
 mod ask;
 mod events;
 mod fields;
+mod mask;
 mod passing;
 mod path;
 mod room;
@@ -28,10 +29,11 @@ use http::{HeaderValue, StatusCode};
 use self::admit::{Admission, Admitted};
 use self::ask::Ask;
 use self::fields::Credential;
+use self::mask::{Mask, Masked};
 use self::passing::{Account, Passing};
 use self::path::Call;
 use self::room::Room;
-use crate::audit::{Decision, Handed, Kind, Record, Sink, Traffic};
+use crate::audit::{Decision, Found, Handed, Kind, Record, Sink, Traffic};
 use crate::callout::{self, Callout, Opened};
 use crate::id::RequestId;
 use crate::identity::{WorkloadKeys, without_credentials};
@@ -100,6 +102,7 @@ impl fmt::Debug for Parts {
 pub struct Gateway {
     provider: Callout,
     credential: Credential,
+    mask: Mask,
     extra_paths: Vec<ExtraPath>,
     admission: Admission,
     ledger: Arc<Ledger>,
@@ -121,6 +124,8 @@ impl fmt::Debug for Gateway {
 /// An answer whose head has come, and what is settled at its end.
 struct Forwarded {
     opened: Opened,
+    body: Masked,
+    found: Arc<Found>,
     account: Account,
     traffic: Arc<Traffic>,
 }
@@ -137,6 +142,7 @@ impl Gateway {
         Ok(Self {
             provider: provider.keeping(IDLE_CONNECTIONS),
             credential: Credential::new(&config.api_key),
+            mask: Mask::new(&config.api_key),
             extra_paths: config.extra_paths,
             admission: Admission::new(
                 parts.keys,
@@ -235,9 +241,14 @@ impl Gateway {
         record.status(opened.status);
         let up = ask.as_ref().map_or(0, |ask| ask.body.len());
         traffic.up.store(up as u64, Ordering::Relaxed);
-        let account = check_answer(&opened, reservation, costs)?;
+        let found = Arc::<Found>::default();
+        record.scrubbed(&found);
+        let body = self.mask.body(&opened.fields, &found);
+        let (account, body) = check_answer(&opened, body, reservation, costs)?;
         Ok(Forwarded {
             opened,
+            body,
+            found,
             account,
             traffic,
         })
@@ -281,17 +292,19 @@ impl Gateway {
     fn pass(&self, forwarded: Forwarded, record: Record) -> Response {
         let Forwarded {
             opened,
+            body,
+            found,
             account,
             traffic,
         } = forwarded;
-        let mut headers = fields::to_caller(&opened.fields);
+        let mut headers = fields::to_caller(&opened.fields, &self.mask, &found);
         headers
             .entry(CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-store"));
         let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         let is_events = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
         let passing = Passing::new(
-            opened.body,
+            (opened.body, body),
             is_events,
             self.silence_timeout,
             traffic,
@@ -305,28 +318,40 @@ impl Gateway {
     }
 }
 
-/// Decides what an answer costs, and refuses those that are not for callers.
+/// Decides what an answer costs, and refuses those that are not for callers, or whose body cannot be
+/// read.
 fn check_answer(
     opened: &Opened,
+    body: Option<Masked>,
     reservation: Reservation,
     costs: Option<&Ask>,
-) -> Result<Account, ModelFailure> {
-    let refused = match (opened.status, costs) {
-        (200..=299, Some(ask)) => {
+) -> Result<(Account, Masked), ModelFailure> {
+    let status = opened.status;
+    let costs = costs.filter(|_| (200..=299).contains(&status));
+    let body = match (status, body) {
+        // The operator's fault, and not the caller's.
+        (401..=403, _) => Err(ModelFailure::ProviderRefused(status)),
+        (300..=399, _) | (_, None) => Err(ModelFailure::ProviderAnswer(status)),
+        (_, Some(body)) => Ok(body),
+    };
+    match (body, costs) {
+        (Ok(body), None) => Ok((Account::Free(reservation), body)),
+        (Ok(body), Some(ask)) => {
             let kind = opened.fields.first("content-type");
-            return Ok(Account::Counted {
+            let account = Account::Counted {
                 reservation,
                 reader: Box::new(UsageReader::of_content_type(kind)),
                 model: ask.model.clone(),
-            });
+            };
+            Ok((account, body))
         }
-        // The operator's fault, and not the caller's.
-        (401..=403, _) => ModelFailure::ProviderRefused(opened.status),
-        (300..=399, _) => ModelFailure::ProviderAnswer(opened.status),
-        _ => return Ok(Account::Free(reservation)),
-    };
-    reservation.release();
-    Err(refused)
+        (Err(refused), None) => {
+            reservation.release();
+            Err(refused)
+        }
+        // It was answered, and nobody can read what it cost: dropping it counts the whole.
+        (Err(refused), Some(_)) => Err(refused),
+    }
 }
 
 /// Ends a call that got no answer. What may have reached the model provider counts whole.

@@ -1,6 +1,6 @@
 //! The body of an answer on its way from the model provider to the caller.
 //!
-//! Each piece leaves as it comes. What is counted beside it is settled once, however it ends: at its
+//! Each piece leaves as it comes, without the operator's credential. What is counted beside it is settled once, however it ends: at its
 //! end, where the provider or the caller goes away, or where it is silent for too long. Then a
 //! stream of events ends with one that says so; anything else is cut, so that it cannot pass for
 //! the whole. Called by the forwarding.
@@ -8,13 +8,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::mask::Masked;
 use super::usage::UsageReader;
 use crate::audit::{Decision, Record, Traffic};
 use crate::callout::{Error, Reading};
@@ -65,6 +66,7 @@ impl Account {
 #[derive(Debug)]
 pub(super) struct Passing {
     reading: Reading,
+    body: Masked,
     is_events: bool,
     /// How much has passed.
     passed: u64,
@@ -77,7 +79,7 @@ pub(super) struct Passing {
 
 impl Passing {
     pub(super) fn new(
-        reading: Reading,
+        (reading, body): (Reading, Masked),
         is_events: bool,
         silence: Option<Duration>,
         traffic: Arc<Traffic>,
@@ -85,6 +87,7 @@ impl Passing {
     ) -> Self {
         Self {
             reading,
+            body,
             is_events,
             passed: 0,
             silence: silence.map(|limit| (limit, Box::pin(sleep(limit)))),
@@ -93,9 +96,16 @@ impl Passing {
         }
     }
 
+    /// Returns how many bytes leave, where that is known before they came.
+    fn length(&self) -> Option<u64> {
+        let came = self.reading.length();
+        came.filter(|came| *came == 0 || self.body.keeps_length())
+    }
+
     fn end(&mut self, decision: Decision, reason: &'static str) {
         if let Some((account, mut record)) = self.open.take() {
             record.decision(decision, reason);
+            self.body.tell();
             account.settle();
         }
     }
@@ -107,8 +117,45 @@ impl Passing {
         if let Some((Account::Counted { reader, .. }, _)) = &mut self.open {
             reader.read(piece);
         }
-        if let Some((limit, alarm)) = &mut self.silence {
-            alarm.as_mut().reset(Instant::now() + *limit);
+    }
+
+    /// Notes what leaves, and makes a frame of it.
+    fn frame(&mut self, piece: Bytes) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.note(&piece);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    /// Ends where the provider, or its coding, broke off.
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.end(Decision::Failed, "provider_cut");
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Moves on what has come: to a frame, to the end, or to where more has to come.
+    fn poll_came(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        loop {
+            match self.body.next() {
+                Ok(Some(piece)) => return self.frame(piece),
+                Ok(None) => {}
+                Err(error) => return self.fail(error),
+            }
+            match ready!(self.reading.poll_piece(cx)) {
+                Ok(Some(piece)) => {
+                    self.body.take(piece);
+                    if let Some((limit, alarm)) = &mut self.silence {
+                        alarm.as_mut().reset(Instant::now() + *limit);
+                    }
+                }
+                Ok(None) => match self.body.finish() {
+                    Ok(last) if last.is_empty() => {
+                        self.end(Decision::Allowed, "ok");
+                        return Poll::Ready(None);
+                    }
+                    Ok(last) => return self.frame(last),
+                    Err(error) => return self.fail(error),
+                },
+                Err(error) => return self.fail(error),
+            }
         }
     }
 }
@@ -124,20 +171,11 @@ impl http_body::Body for Passing {
         if self.open.is_none() {
             return Poll::Ready(None);
         }
-        match self.reading.poll_piece(cx) {
-            Poll::Ready(Ok(Some(piece))) => {
-                self.note(&piece);
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            Poll::Ready(Ok(None)) => {
-                self.end(Decision::Allowed, "ok");
-                return Poll::Ready(None);
-            }
-            Poll::Ready(Err(error)) => {
-                self.end(Decision::Failed, "provider_cut");
-                return Poll::Ready(Some(Err(error)));
-            }
-            Poll::Pending => {}
+        if let Poll::Ready(moved) = self.poll_came(cx) {
+            return Poll::Ready(moved);
+        }
+        if let Poll::Ready(held) = self.body.poll_release(cx) {
+            return self.frame(held);
         }
         let Some((_, alarm)) = &mut self.silence else {
             return Poll::Pending;
@@ -145,9 +183,11 @@ impl http_body::Body for Passing {
         if alarm.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
+        let held = self.body.release();
+        self.note(&held);
         self.end(Decision::Failed, "provider_silent");
-        let told = if self.is_events && self.reading.length().is_none() {
-            Ok(Frame::data(Bytes::from_static(SILENT)))
+        let told = if self.is_events && self.length().is_none() {
+            Ok(Frame::data([&held, SILENT].concat().into()))
         } else {
             Err(Error::Late)
         };
@@ -155,10 +195,7 @@ impl http_body::Body for Passing {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let left = self
-            .reading
-            .length()
-            .map(|all| all.saturating_sub(self.passed));
+        let left = self.length().map(|all| all.saturating_sub(self.passed));
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
@@ -167,6 +204,7 @@ impl Drop for Passing {
     fn drop(&mut self) {
         // The record says so by itself: nobody decided on its end.
         if let Some((account, _record)) = self.open.take() {
+            self.body.tell();
             account.settle();
         }
     }

@@ -5,6 +5,7 @@ mod admission;
 mod answers;
 mod budgets;
 mod clients;
+mod echo;
 mod forward;
 mod inner;
 mod payment;
