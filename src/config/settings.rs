@@ -369,8 +369,8 @@ pub const SETTINGS: &[Setting] = &[
         "Where an account is paid for: what the answer 402 tells."),
     setting!("gateway.monthly_budget", config.gateway.monthly_budget, Anywhere, None,
         "100000000", "Tokens that a paid account may use in a month of UTC, or none. A request \
-         reserves its max_tokens and one token for each byte of its body before it is sent; what does \
-         not fit is answered 429."),
+         reserves its max_tokens and one token for each byte of its body before it is sent, and more for \
+         what the provider fetches, unpacks or does; what does not fit is answered 429."),
     setting!("gateway.free_allowance", config.gateway.free_allowance, Anywhere, None,
         "100000", "Tokens that an account which is not paid may use in a month of UTC, counted like \
          those of monthly_budget; none means no token. What does not fit is answered 402."),

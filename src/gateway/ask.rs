@@ -5,6 +5,7 @@
 //! is the model provider's matter. Called after it is known who pays.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,11 +16,15 @@ use http_body_util::BodyExt as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::hidden::Hidden;
 use super::room::Held;
 use crate::web::ModelFailure;
 
 /// The longest body, in bytes: what the model provider takes.
 const BODY_LIMIT_BYTES: usize = 32 * 1024 * 1024;
+/// What is reserved for input whose size nobody sees: the tokens of the model provider's largest
+/// context, or what is left of a budget.
+const HIDDEN_TOKENS: u64 = 1_000_000;
 /// What a body is where its call says nothing else, and always where it is read.
 const JSON: &str = "application/json";
 /// How long a body may take to arrive.
@@ -33,11 +38,29 @@ pub(super) struct Ask {
     pub(super) content_type: String,
     /// The model that is asked for.
     pub(super) model: String,
-    /// The most tokens that the request may use: those of its answer, and one for each byte of its
-    /// own, of which no token has less.
-    pub(super) most: u64,
+    /// The most tokens of its answer, where it says so.
+    max_tokens: Option<u32>,
     /// The memory that it takes; given back when it is dropped.
     _held: Held,
+}
+
+/// What a call may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    /// How many tokens: so many at the least, and so many if they are there.
+    pub(super) tokens: RangeInclusive<u64>,
+    /// Not even the second number is sure, so that no other such call of the account may run.
+    pub(super) is_alone: bool,
+}
+
+impl Need {
+    /// Returns the need of a call that costs nothing.
+    pub(super) fn nothing() -> Self {
+        Self {
+            tokens: 0..=0,
+            is_alone: false,
+        }
+    }
 }
 
 impl fmt::Debug for Ask {
@@ -45,7 +68,7 @@ impl fmt::Debug for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ask")
             .field("body_bytes", &self.body.len())
-            .field("most", &self.most)
+            .field("max_tokens", &self.max_tokens)
             .finish_non_exhaustive()
     }
 }
@@ -81,7 +104,7 @@ impl Ask {
             body,
             content_type,
             model: String::new(),
-            most: 0,
+            max_tokens: None,
             _held: held,
         })
     }
@@ -116,13 +139,43 @@ impl Ask {
                  number, stand at most once",
             )
         })?;
-        let own = u64::try_from(body.len()).unwrap_or(u64::MAX);
         Ok(Self {
             body,
             content_type: JSON.to_owned(),
             model: read.model.unwrap_or_default(),
-            most: own.saturating_add(read.max_tokens.unwrap_or_default().into()),
+            max_tokens: read.max_tokens,
             _held: held,
+        })
+    }
+
+    /// Returns what it may use, as far as it can be seen: the tokens of its answer, and one for each
+    /// byte of its own, of which no token has less.
+    pub(super) fn seen(&self) -> Need {
+        let own = u64::try_from(self.body.len()).unwrap_or(u64::MAX);
+        let seen = own.saturating_add(self.max_tokens.unwrap_or_default().into());
+        Need {
+            tokens: seen..=seen,
+            is_alone: false,
+        }
+    }
+
+    /// Returns what it may use at most, to be held against a budget.
+    ///
+    /// # Errors
+    /// [`ModelFailure::BadRequest`] where nobody could tell.
+    pub(super) fn need(&self) -> Result<Need, ModelFailure> {
+        if self.max_tokens.is_none() {
+            return Err(ModelFailure::BadRequest(
+                "max_tokens is needed: the account's tokens are counted against a budget",
+            ));
+        }
+        let hidden = Hidden::of(&self.body);
+        let least = self.seen().tokens.start().saturating_add(hidden.told);
+        let is_hidden = hidden.input || hidden.work;
+        let more = if is_hidden { HIDDEN_TOKENS } else { 0 };
+        Ok(Need {
+            tokens: least..=least.saturating_add(more),
+            is_alone: hidden.work,
         })
     }
 }
@@ -232,8 +285,49 @@ mod tests {
         ] {
             let ask = ask(body).unwrap();
             assert_eq!(ask.model, model, "{body}");
-            assert_eq!(ask.most, output + body.len() as u64, "{body}");
+            let seen = output + body.len() as u64;
+            assert_eq!(ask.seen().tokens, seen..=seen, "{body}");
+            let is_told = output > 0;
+            assert_eq!(
+                ask.need().is_ok_and(|need| need == ask.seen()),
+                is_told,
+                "{body}"
+            );
             assert_eq!(ask.body, body.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_reserved_for() {
+        for (more, told, hidden, is_alone) in [
+            (r#""messages":[]"#, 0, 0, false),
+            (r#""tools":[{"name":"Bash"}]"#, 1024, 0, false),
+            (
+                r#""messages":[{"source":{"type":"url"}}]"#,
+                0,
+                HIDDEN_TOKENS,
+                false,
+            ),
+            (
+                r#""tools":[{"type":"web_search_20250305"}]"#,
+                1024,
+                HIDDEN_TOKENS,
+                true,
+            ),
+            (r#""container":"c""#, 0, HIDDEN_TOKENS, true),
+        ] {
+            let body = format!("{{\"max_tokens\":5,{more}}}");
+            let need = ask(&body).unwrap().need().unwrap();
+            let least = body.len() as u64 + 5 + told;
+            assert_eq!(need.tokens, least..=least + hidden, "{more}");
+            assert_eq!(need.is_alone, is_alone, "{more}");
+        }
+        for body in ["{}", r#"{"max_tokens":null}"#] {
+            let refused = ask(body).unwrap().need();
+            let Err(ModelFailure::BadRequest(text)) = refused else {
+                panic!("{body}: {refused:?}");
+            };
+            assert!(text.starts_with("max_tokens"), "{text}");
         }
     }
 
@@ -313,7 +407,7 @@ mod tests {
             let got = ask.as_ref().ok().map(|ask| ask.content_type.as_str());
             assert_eq!(got, expected, "{kinds:?}: {ask:?}");
             if let Ok(ask) = ask {
-                assert_eq!((ask.body.as_ref(), ask.most), (text.as_bytes(), 0));
+                assert_eq!(ask.body, text.as_bytes());
             }
         }
         let mut headers = HeaderMap::new();

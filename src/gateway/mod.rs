@@ -6,9 +6,11 @@
 //! the call ends. `app` puts [`Gateway::handle`] beside the management API.
 
 mod admit;
+mod alone;
 mod ask;
 mod events;
 mod fields;
+mod hidden;
 mod mask;
 mod passing;
 mod path;
@@ -27,7 +29,8 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 
 use self::admit::{Admission, Admitted};
-use self::ask::Ask;
+use self::alone::{Alone, OneAtATime};
+use self::ask::{Ask, Need};
 use self::fields::Credential;
 use self::mask::{Mask, Masked};
 use self::passing::{Account, Passing};
@@ -111,6 +114,7 @@ pub struct Gateway {
     answer_timeout: Option<Duration>,
     silence_timeout: Option<Duration>,
     room: Room,
+    one_at_a_time: OneAtATime,
 }
 
 impl fmt::Debug for Gateway {
@@ -157,6 +161,7 @@ impl Gateway {
             answer_timeout: config.answer_timeout,
             silence_timeout: config.silence_timeout,
             room: Room::new(),
+            one_at_a_time: OneAtATime::default(),
         })
     }
 
@@ -225,11 +230,18 @@ impl Gateway {
             _ => None,
         };
         let costs = ask.as_ref().filter(|_| call == Call::Messages);
-        let (model, most) = costs.map_or(("", 0), |ask| (ask.model.as_str(), ask.most));
+        let need = match costs {
+            None => Need::nothing(),
+            Some(ask) if self.ledger.is_unbounded(&standing) => ask.seen(),
+            Some(ask) => ask.need()?,
+        };
+        let alone = || self.one_at_a_time.take(&admitted.workload.account);
+        let alone = need.is_alone.then(alone).transpose()?;
+        let model = costs.map_or("", |ask| ask.model.as_str());
         let sandbox = &admitted.workload.sandbox;
-        let reserved = self
-            .ledger
-            .reserve(&standing, sandbox, model, most, SystemTime::now());
+        let reserved =
+            self.ledger
+                .reserve(&standing, sandbox, model, need.tokens, SystemTime::now());
         let reservation = reserved.await.map_err(refuse)?;
         let opened = self.send(&call, &parts, &admitted, ask.as_ref());
         let opened = match opened.await {
@@ -244,7 +256,7 @@ impl Gateway {
         let found = Arc::<Found>::default();
         record.scrubbed(&found);
         let body = self.mask.body(&opened.fields, &found);
-        let (account, body) = check_answer(&opened, body, reservation, costs)?;
+        let (account, body) = check_answer(&opened, body, (reservation, alone), costs)?;
         Ok(Forwarded {
             opened,
             body,
@@ -323,7 +335,7 @@ impl Gateway {
 fn check_answer(
     opened: &Opened,
     body: Option<Masked>,
-    reservation: Reservation,
+    (reservation, alone): (Reservation, Option<Alone>),
     costs: Option<&Ask>,
 ) -> Result<(Account, Masked), ModelFailure> {
     let status = opened.status;
@@ -342,6 +354,7 @@ fn check_answer(
                 reservation,
                 reader: Box::new(UsageReader::of_content_type(kind)),
                 model: ask.model.clone(),
+                _alone: alone,
             };
             Ok((account, body))
         }

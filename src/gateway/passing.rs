@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::alone::Alone;
 use super::mask::Masked;
 use super::usage::UsageReader;
 use crate::audit::{Decision, Record, Traffic};
@@ -39,6 +40,8 @@ pub(super) enum Account {
         reader: Box<UsageReader>,
         /// The model that was asked for.
         model: String,
+        /// The place among calls of which the account has one at a time.
+        _alone: Option<Alone>,
     },
 }
 
@@ -50,6 +53,7 @@ impl Account {
                 reservation,
                 reader,
                 model,
+                _alone,
             } => {
                 let counted = reader.finish();
                 // Where nothing was told, dropping it counts the whole.

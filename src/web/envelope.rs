@@ -68,6 +68,12 @@ pub enum ModelFailure {
     /// A credential came in the clear, over a network.
     #[error("credentials are taken over TLS or on a loopback listener only")]
     TlsRequired,
+    /// Nobody knows what the request may use, and another such one of the account is under way.
+    #[error(
+        "one request at a time may have the model provider work by itself where tokens are counted: \
+         try again when the other has ended"
+    )]
+    OneAtATime,
     /// The bodies of the account, or of all, take as much memory as they may.
     #[error("too much is being sent at once: try again")]
     NoRoom,
@@ -125,6 +131,7 @@ impl ModelFailure {
             Self::ProviderRefused(_) => (S::BAD_GATEWAY, API, "provider_refused"),
             Self::Slow => (S::REQUEST_TIMEOUT, INVALID, "body_timeout"),
             Self::TlsRequired => (S::FORBIDDEN, "permission_error", "tls_required"),
+            Self::OneAtATime => (S::TOO_MANY_REQUESTS, LIMIT, "one_at_a_time"),
             Self::NoRoom => (S::TOO_MANY_REQUESTS, LIMIT, "too_much_at_once"),
             Self::TooManyConnections => (S::TOO_MANY_REQUESTS, LIMIT, "account_connections"),
             Self::TooFast(_) => (S::TOO_MANY_REQUESTS, LIMIT, "account_rate_limit"),
@@ -205,9 +212,11 @@ impl ModelFailure {
         match self {
             Self::TooFast(wait) | Self::TooManyAttempts(wait) => Some(*wait),
             Self::HandedOver => Some(AT_ONCE),
-            Self::AuditFull | Self::NoRoom | Self::PaymentUnknown(_) | Self::TooManyConnections => {
-                Some(WAIT)
-            }
+            Self::AuditFull
+            | Self::NoRoom
+            | Self::OneAtATime
+            | Self::PaymentUnknown(_)
+            | Self::TooManyConnections => Some(WAIT),
             _ => None,
         }
     }

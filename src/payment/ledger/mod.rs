@@ -15,6 +15,7 @@ mod page;
 mod tests;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -128,8 +129,8 @@ impl Ledger {
         matches!(standing, Standing::Paid(_)) && self.budgets.monthly.is_none()
     }
 
-    /// Reserves the most that a request may use. Under a budget the reservation is durable when
-    /// this returns.
+    /// Reserves what a request may use: the first number at the least, and as much up to the second
+    /// as is left of a budget. Under one the reservation is durable when this returns.
     ///
     /// # Errors
     /// See [`Refusal`]; nothing is reserved then.
@@ -138,7 +139,7 @@ impl Ledger {
         standing: &Standing,
         sandbox: &SandboxName,
         model: &str,
-        tokens: u64,
+        tokens: RangeInclusive<u64>,
         now: SystemTime,
     ) -> Result<Reservation, Refusal> {
         let (budget, used_up) = match standing {
@@ -146,22 +147,22 @@ impl Ledger {
             Standing::Unpaid(_) => (Some(self.budgets.free_allowance), Refusal::Unpaid),
         };
         // A request that reserves nothing is still a request.
-        let tokens = tokens.max(1);
-        if budget.is_some_and(|budget| tokens > budget) {
+        let (least, most) = ((*tokens.start()).max(1), *tokens.end());
+        if budget.is_some_and(|budget| least > budget) {
             return Err(used_up);
         }
         let month = Month::of(now).map_err(Refusal::Unknown)?;
         let page = self.page(standing.account(), month).await;
         let page = page.map_err(Refusal::Unknown)?;
-        let reserved = if budget.is_some() { tokens } else { 0 };
         let reserve = || {
             let mut state = page.state();
-            let counted = state.book.counted().saturating_add(reserved);
-            if budget.is_some_and(|budget| counted > budget) {
+            let left = budget.map(|budget| budget.saturating_sub(state.book.counted()));
+            if left.is_some_and(|left| least > left) {
                 return None;
             }
+            let reserved = left.map_or(0, |left| most.clamp(least, left));
             let at = state.book.reserve(sandbox.as_str(), model, reserved);
-            Some((at, state.changed()))
+            Some((at, reserved, state.changed()))
         };
         let entered = loop {
             self.admits().await?;
@@ -169,7 +170,7 @@ impl Ledger {
                 break entered;
             }
         };
-        let (at, version) = entered.ok_or(used_up)?;
+        let (at, reserved, version) = entered.ok_or(used_up)?;
         // From here on whatever is not sent is given back, also where this future is dropped.
         let mut reservation = Reservation {
             page,
@@ -177,7 +178,7 @@ impl Ledger {
             account: standing.account().clone(),
             at,
             reserved,
-            most: tokens,
+            most: reserved.max(least),
             counts: Arc::clone(&self.counts),
             desk: Arc::clone(&self.desk),
             end: End::Released,

@@ -34,6 +34,14 @@ fn world(monthly: Option<u64>, free_allowance: u64) -> World {
 
 impl World {
     async fn reserve(&self, paid: bool, tokens: u64) -> Result<Reservation, Refusal> {
+        self.reserve_up_to(paid, tokens..=tokens).await
+    }
+
+    async fn reserve_up_to(
+        &self,
+        paid: bool,
+        tokens: RangeInclusive<u64>,
+    ) -> Result<Reservation, Refusal> {
         let standing = Standing::of(&account(), paid);
         let sandbox = SandboxName::parse("sb").unwrap();
         let reserved = self.ledger.reserve(&standing, &sandbox, "m", tokens, NOW);
@@ -63,6 +71,33 @@ fn output(output: u64) -> Tokens {
 }
 
 #[tokio::test]
+async fn what_may_use_more_than_is_left_takes_all_of_it() {
+    let world = world(Some(100), 0);
+    let first = world.reserve_up_to(true, 10..=60).await.unwrap();
+    let second = world.reserve_up_to(true, 10..=60).await.unwrap();
+    assert_eq!((first.most(), second.most()), (60, 40));
+    let third = world.reserve_up_to(true, 1..=60).await;
+    assert!(matches!(third, Err(Refusal::BudgetUsed)), "{third:?}");
+    second.settle("m", &output(25));
+    // What it takes at the least has to fit.
+    let third = world.reserve_up_to(true, 16..=60).await;
+    assert!(matches!(third, Err(Refusal::BudgetUsed)), "{third:?}");
+    drop(world.reserve_up_to(true, 15..=60).await.unwrap());
+    drop(first);
+    world.ledger.flush().await.unwrap();
+    assert_eq!(world.found().await.counted(), 100);
+}
+
+#[tokio::test]
+async fn without_a_budget_nothing_is_taken_beyond_what_is_known() {
+    let world = world(None, 7);
+    let free = world.reserve_up_to(true, 10..=60).await.unwrap();
+    assert_eq!((free.most(), free.reserved), (10, 0));
+    let unpaid = world.reserve_up_to(false, 3..=60).await.unwrap();
+    assert_eq!(unpaid.most(), 7);
+}
+
+#[tokio::test]
 async fn a_budget_is_reserved_settled_and_used_up() {
     let world = world(Some(100), 0);
     let first = world.reserve(true, 100).await.unwrap();
@@ -87,8 +122,8 @@ async fn a_budget_is_reserved_settled_and_used_up() {
     let next = NOW + Duration::from_hours(32 * 24);
     let paid = Standing::of(&account(), true);
     let sandbox = SandboxName::parse("sb").unwrap();
-    let next = world.ledger.reserve(&paid, &sandbox, "m", 100, next).await;
-    next.unwrap().release();
+    let next = world.ledger.reserve(&paid, &sandbox, "m", 100..=100, next);
+    next.await.unwrap().release();
 }
 
 #[tokio::test]
@@ -419,7 +454,10 @@ async fn a_book_that_is_refused_is_no_empty_one() {
     let sandbox = SandboxName::parse("sb").unwrap();
     for account in ["2", "3"] {
         let standing = Standing::of(&AccountId::parse(account).unwrap(), true);
-        let refused = world.ledger.reserve(&standing, &sandbox, "m", 1, NOW).await;
+        let refused = world
+            .ledger
+            .reserve(&standing, &sandbox, "m", 1..=1, NOW)
+            .await;
         assert!(
             matches!(refused, Err(Refusal::Unknown(Error::Refused))),
             "{refused:?}"
@@ -440,7 +478,7 @@ async fn books_that_nobody_uses_are_let_go() {
     let standing = Standing::of(&account(), true);
     let again = world
         .ledger
-        .reserve(&standing, &sandbox, "m", 1, NOW)
+        .reserve(&standing, &sandbox, "m", 1..=1, NOW)
         .await
         .unwrap();
     assert!(

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -144,4 +144,138 @@ async fn what_hides_how_much_it_may_use_is_refused() {
     let line = format!("{line}Content-Encoding: gzip\r\n");
     assert_eq!(stage.ask(message(&line)).await.status, 400);
     stage.provider.expect_nothing("what cannot be read");
+}
+
+const DOCUMENT: &str = r#"{"model":"m","max_tokens":8,"messages":[{"role":"user","content":[
+    {"type":"document","source":{"type":"url","url":"https://a.example/thousand-pages.pdf"}}]}]}"#;
+const SEARCH: &str = r#"{"model":"m","max_tokens":8,"messages":[{"role":"user","content":"hi"}],
+    "tools":[{"type":"web_search_20250305","name":"web_search","max_uses":8}]}"#;
+
+/// Sets the stage with a provider that answers when it is let.
+async fn held(monthly: Option<u64>, free: Option<u64>) -> (Stage, Arc<Semaphore>) {
+    let go = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&go);
+    let provider = Origin::script(move |_request, conn| {
+        let go = Arc::clone(&held);
+        async move {
+            go.acquire().await.expect("it is open").forget();
+            conn.send(OK).await;
+        }
+    });
+    let stage = Stage::around(provider.await, |config| {
+        config.gateway.monthly_budget = monthly;
+        config.gateway.free_allowance = free;
+    });
+    (stage.await, go)
+}
+
+/// Sends a message on a connection of its own.
+async fn send(stage: &Stage, account: &str, body: &str) -> Conn {
+    let mut conn = stage.connect().await;
+    let line = format!("x-api-key: {}\r\n", jwt(account));
+    conn.send(post("/v1/messages", &line, body)).await;
+    conn
+}
+
+async fn wait_for_messages(stage: &Stage, count: usize) {
+    let sent = |all: &[Vec<u8>]| {
+        let text = String::from_utf8_lossy(&all.concat()).into_owned();
+        text.matches("POST /v1/messages").count() == count
+    };
+    stage.provider.wait("messages", sent).await;
+}
+
+#[tokio::test]
+async fn what_may_cost_more_than_it_shows_takes_what_is_left() {
+    // A million each, and the last one what is left.
+    for (paid, budget, through) in [(true, 50_000, 1), (true, 2_500_000, 3), (false, 50_000, 1)] {
+        let (stage, go) = held(Some(budget), Some(budget)).await;
+        stage.pay(ACCOUNT, paid).await;
+        let mut callers = JoinSet::new();
+        for _ in 0..20 {
+            let mut conn = send(&stage, ACCOUNT, DOCUMENT).await;
+            callers.spawn(async move { conn.answer().await.status });
+        }
+        let refusal = if paid { 429 } else { 402 };
+        for _ in through..20 {
+            let status = within("a refusal", callers.join_next()).await;
+            assert_eq!(status.expect("a caller").expect("an answer"), refusal);
+        }
+        // Not even what costs next to nothing.
+        assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, refusal);
+        wait_for_messages(&stage, through).await;
+        go.add_permits(1000);
+        for _ in 0..through {
+            let status = within("one of them", callers.join_next()).await;
+            assert_eq!(status.expect("a caller").expect("an answer"), 200);
+        }
+        let usage = stage.usage(ACCOUNT).await;
+        assert_eq!(usage["counted_tokens"], 7 * through, "{usage}");
+        assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
+    }
+    // Whom nobody counts is not held.
+    let (stage, go) = held(None, None).await;
+    stage.pay(ACCOUNT, true).await;
+    go.add_permits(1000);
+    for body in [DOCUMENT, SEARCH, r#"{"model":"m"}"#] {
+        let mut conn = send(&stage, ACCOUNT, body).await;
+        assert_eq!(conn.answer().await.status, 200, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_works_by_itself_runs_one_at_a_time() {
+    let (stage, go) = held(Some(100_000_000), None).await;
+    stage.pay(ACCOUNT, true).await;
+    stage.pay("42", true).await;
+    let mut first = send(&stage, ACCOUNT, SEARCH).await;
+    wait_for_messages(&stage, 1).await;
+    let refused = send(&stage, ACCOUNT, SEARCH).await.answer().await;
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert_eq!(refused.json()["details"]["code"], "one_at_a_time");
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    assert_eq!(refused.header("x-should-retry"), None);
+    // Others are not in its way, nor is what can be counted.
+    let mut other = send(&stage, "42", SEARCH).await;
+    let mut document = send(&stage, ACCOUNT, DOCUMENT).await;
+    let mut plain = send(&stage, ACCOUNT, BODY).await;
+    wait_for_messages(&stage, 4).await;
+    go.add_permits(4);
+    for conn in [&mut other, &mut document, &mut plain] {
+        assert_eq!(conn.answer().await.status, 200);
+    }
+    // Its place is free when it has ended.
+    assert_eq!(first.answer().await.status, 200);
+    let second = send(&stage, ACCOUNT, SEARCH).await;
+    wait_for_messages(&stage, 5).await;
+    // And when its caller has left.
+    drop(second);
+    let left = |lines: &[Value]| lines.iter().any(|line| line["reason"] == "incomplete");
+    stage.vault.audit_log().wait("its end", left).await;
+    go.add_permits(1000);
+    let third = async {
+        while send(&stage, ACCOUNT, SEARCH).await.answer().await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("its place", third).await;
+}
+
+#[tokio::test]
+async fn a_message_says_how_long_its_answer_may_be_where_that_counts() {
+    let (stage, go) = held(Some(1_000_000), None).await;
+    stage.pay(ACCOUNT, true).await;
+    go.add_permits(1000);
+    for body in [r#"{"model":"m"}"#, r#"{"model":"m","max_tokens":null}"#] {
+        let answer = send(&stage, ACCOUNT, body).await.answer().await;
+        assert_eq!(answer.status, 400, "{body}");
+        let error = &answer.json()["error"];
+        assert_eq!(error["type"], "invalid_request_error");
+        let text = error["message"].as_str().expect("a text");
+        assert!(text.starts_with("max_tokens"), "{text}");
+        let line = format!("x-api-key: {}\r\n", jwt(ACCOUNT));
+        let counted = post("/v1/messages/count_tokens", &line, body);
+        assert_eq!(stage.ask(counted).await.status, 200, "{body}");
+    }
+    assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
 }

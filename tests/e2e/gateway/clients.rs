@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
 use crate::support::clients::{Said, claude, client, project_file, run};
-use crate::support::{ANSWER, contains, missing, program};
+use crate::support::{ANSWER, Anthropic, contains, missing, program};
 
 use super::{ACCOUNT, MODEL_KEY, PAYMENT_URL, Stage, jwt};
 
@@ -70,6 +70,27 @@ async fn claude_code_answers_when_paid_and_says_where_to_pay_when_not() {
     assert!(text.contains("\r\nuser-agent: claude-cli/"), "who it is");
     let usage = stage.usage(ACCOUNT).await;
     assert_eq!(usage["usage"][0]["model"], "stand-in", "{usage}");
+}
+
+#[tokio::test]
+async fn claude_code_works_under_a_budget() {
+    let Some(claude) = claude() else { return };
+    let stage = Stage::around(Anthropic::start().await.into_origin(), |config| {
+        config.gateway.monthly_budget = Some(10_000_000);
+    });
+    let stage = stage.await;
+    stage.pay(ACCOUNT, true).await;
+    let said = say_hello(&stage, &claude, &jwt(ACCOUNT)).await;
+    said.expect_success("claude");
+    assert_eq!(said.stdout.trim(), ANSWER);
+    expect_messages(&stage, 1);
+    // The provider has no tools of its own in what it sends by default.
+    let text = String::from_utf8_lossy(&stage.provider.bytes()).into_owned();
+    assert!(
+        text.contains(r#""tools":[{"name":"#) || text.contains(r#""tools":[]"#),
+        "tools"
+    );
+    assert!(!text.contains("web_search_2"), "a tool of the provider's");
 }
 
 #[tokio::test]
