@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{Extensions, HeaderValue, StatusCode};
@@ -18,6 +19,8 @@ use zeroize::Zeroizing;
 use super::relay::Relay;
 use super::sign_in::SignIn;
 use super::vault::rfc3339;
+use crate::audit::{Decision, Kind, Record, Sink};
+use crate::host::HostPort;
 use crate::payment::Webhook;
 use crate::shutdown::Drain;
 use crate::web::{Connection, TaggedFailure};
@@ -28,6 +31,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// What the routes of `/api` beside the gateway need.
 #[derive(Clone)]
 pub struct OpenState {
+    audit: Sink,
     pub(super) webhook: Option<Arc<Webhook>>,
     pub(super) relay: Option<Arc<Relay>>,
     pub(super) sign_in: Option<Arc<SignIn>>,
@@ -37,8 +41,9 @@ pub struct OpenState {
 
 impl OpenState {
     /// Starts with nothing set up.
-    pub fn new(drain: Drain) -> Self {
+    pub fn new(drain: Drain, audit: Sink) -> Self {
         Self {
+            audit,
             webhook: None,
             relay: None,
             sign_in: None,
@@ -64,6 +69,19 @@ impl OpenState {
             return Ok(());
         }
         Err(TaggedFailure::TlsRequired)
+    }
+
+    /// Begins the record of a call that may be passed on to a service, and says whether there is room
+    /// for it.
+    pub(super) fn record(&self, request: &Request, service: &HostPort) -> (Record, Admitted) {
+        let mut record = Record::begin(&self.audit, Kind::Exchange);
+        record.request(request.method().as_str(), request.uri().path());
+        record.target(service);
+        if let Some(from) = request.extensions().get::<Connection>() {
+            record.peer(from.peer);
+        }
+        let admitted = record.admit().map_err(|_full| TaggedFailure::AuditFull);
+        (record, admitted)
     }
 
     /// Takes deliveries of Stripe's.
@@ -94,6 +112,23 @@ impl fmt::Debug for OpenState {
             .field("webhook", &self.webhook.is_some())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether there is room for the record of what a call does.
+pub(super) type Admitted = Result<(), TaggedFailure>;
+
+/// Ends the record of a call with what was answered, and makes that answer.
+pub(super) fn recorded(mut record: Record, served: Result<Response, TaggedFailure>) -> Response {
+    let decision = match &served {
+        Ok(_) => Decision::Allowed,
+        Err(failure) if failure.is_fault() => Decision::Failed,
+        Err(_) => Decision::Denied,
+    };
+    let reason = served.as_ref().map_or_else(TaggedFailure::code, |_| "ok");
+    record.decision(decision, reason);
+    let response = served.unwrap_or_else(IntoResponse::into_response);
+    record.status(response.status().as_u16());
+    response
 }
 
 #[derive(Serialize)]

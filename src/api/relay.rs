@@ -1,7 +1,7 @@
 //! `POST /api/claude/v1/oauth/token`: OAuth tokens for pages whose browser may not ask for them.
 //!
-//! The body goes on as it came and the answer comes back as it is; nothing of either is logged or
-//! kept. Of the fields two travel each way. Any page may read the answer, since no cookie or other
+//! The body goes on as it came and the answer comes back as it is; nothing of either is logged,
+//! recorded or kept. Of the fields two travel each way. Any page may read the answer, since no cookie or other
 //! credential of a browser's counts here. Called by the route table.
 
 use std::fmt;
@@ -15,8 +15,9 @@ use http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::sync::Semaphore;
 
-use super::open::{OpenState, read};
+use super::open::{OpenState, read, recorded};
 use super::paces::Paces;
 use crate::callout::{self, Answer, Callout, Limits};
 use crate::upstream::Upstream;
@@ -26,11 +27,16 @@ use crate::web::TaggedFailure;
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 /// How long the endpoint has.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How many calls are under way at once, of all addresses together.
+const AT_ONCE: usize = 64;
+/// After how many seconds a call that found no place may come again.
+const AGAIN_SECONDS: u64 = 2;
 
 /// The way to the endpoint.
 pub struct Relay {
     callout: Callout,
     paces: Paces,
+    places: Semaphore,
 }
 
 impl fmt::Debug for Relay {
@@ -58,15 +64,18 @@ impl Relay {
         Ok(Self {
             callout: Callout::new(upstream, url, limits)?,
             paces: Paces::per_minute(per_minute),
+            places: Semaphore::new(AT_ONCE),
         })
     }
 
     async fn pass(&self, request: Request) -> Result<Response, TaggedFailure> {
         let (parts, body) = request.into_parts();
         self.paces.take(&parts.extensions)?;
+        let kind = one(&parts.headers, &CONTENT_TYPE)?.unwrap_or("application/json");
+        let accept = one(&parts.headers, &ACCEPT)?.unwrap_or("application/json");
+        let place = self.places.try_acquire();
+        let _place = place.map_err(|_full| TaggedFailure::TooFast(AGAIN_SECONDS))?;
         let body = read(body, BODY_LIMIT_BYTES).await?;
-        let kind = one(&parts.headers, &CONTENT_TYPE).unwrap_or("application/json");
-        let accept = one(&parts.headers, &ACCEPT).unwrap_or("application/json");
         let asked = callout::Request {
             method: "POST",
             path: "",
@@ -87,17 +96,18 @@ pub(super) async fn token(State(state): State<OpenState>, request: Request) -> R
     let Some(relay) = &state.relay else {
         return TaggedFailure::NotFound.into_response();
     };
-    let mut response = match *request.method() {
-        Method::OPTIONS => preflight(),
-        Method::POST => {
-            let passed = match state.expect_private(request.extensions()) {
-                Ok(()) => relay.pass(request).await,
-                Err(failure) => Err(failure),
-            };
-            passed.unwrap_or_else(IntoResponse::into_response)
-        }
-        _ => TaggedFailure::MethodNotAllowed("POST,OPTIONS").into_response(),
+    let (record, admitted) = state.record(&request, relay.callout.target());
+    let private = admitted.and_then(|()| match *request.method() {
+        Method::POST => state.expect_private(request.extensions()),
+        _ => Ok(()),
+    });
+    let served = match (private, request.method()) {
+        (Err(failure), _) => Err(failure),
+        (Ok(()), &Method::OPTIONS) => Ok(preflight()),
+        (Ok(()), &Method::POST) => relay.pass(request).await,
+        (Ok(()), _) => Err(TaggedFailure::MethodNotAllowed("POST,OPTIONS")),
     };
+    let mut response = recorded(record, served);
     let any = HeaderValue::from_static("*");
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, any);
@@ -132,9 +142,16 @@ fn passed(answer: Answer) -> Response {
     (status, headers, answer.body).into_response()
 }
 
-/// Returns the value of a field that stands once.
-fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+/// Returns the value of a field, which is to stand in a head of ours.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, TaggedFailure> {
     let mut values = headers.get_all(name).iter();
-    let first = values.next()?.to_str().ok()?;
-    values.next().is_none().then_some(first)
+    let Some(first) = values.next() else {
+        return Ok(None);
+    };
+    let is_plain = |text: &&str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let first = first.to_str().ok().filter(is_plain);
+    let one = first.filter(|_| values.next().is_none());
+    one.map(Some).ok_or(TaggedFailure::BadRequest(
+        "content-type and accept: expect to stand at most once, in visible ASCII characters",
+    ))
 }

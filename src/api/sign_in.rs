@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::open::{OpenState, answer, read};
+use super::open::{OpenState, answer, read, recorded};
 use super::paces::Paces;
 use crate::callout::{self, Callout, Limits};
 use crate::secret::Secret;
@@ -363,29 +363,41 @@ fn place(state: &str) -> Option<String> {
 
 /// Serves `POST /api/github/device/code`.
 pub(super) async fn device_code(State(state): State<OpenState>, request: Request) -> Response {
-    let served = match posted(&state, &request) {
-        Ok(sign_in) => sign_in.device_code(request).await,
+    let Some(sign_in) = state.sign_in.clone() else {
+        return TaggedFailure::NotFound.into_response();
+    };
+    let (record, admitted) = state.record(&request, sign_in.callout.target());
+    let served = match admitted.and_then(|()| expect_post(&state, &request)) {
+        Ok(()) => sign_in.device_code(request).await,
         Err(failure) => Err(failure),
     };
-    served.unwrap_or_else(IntoResponse::into_response)
+    recorded(record, served)
 }
 
 /// Serves `POST /api/github/device/token`.
 pub(super) async fn device_token(State(state): State<OpenState>, request: Request) -> Response {
-    let served = match posted(&state, &request) {
-        Ok(sign_in) => sign_in.device_token(request).await,
+    let Some(sign_in) = state.sign_in.clone() else {
+        return TaggedFailure::NotFound.into_response();
+    };
+    let (record, admitted) = state.record(&request, sign_in.callout.target());
+    let served = match admitted.and_then(|()| expect_post(&state, &request)) {
+        Ok(()) => sign_in.device_token(request).await,
         Err(failure) => Err(failure),
     };
-    served.unwrap_or_else(IntoResponse::into_response)
+    recorded(record, served)
 }
 
 /// Serves `POST /api/github/oauth/token`.
 pub(super) async fn exchange(State(state): State<OpenState>, request: Request) -> Response {
-    let served = match posted(&state, &request) {
-        Ok(sign_in) => sign_in.exchange(request).await,
+    let Some(sign_in) = state.sign_in.clone() else {
+        return TaggedFailure::NotFound.into_response();
+    };
+    let (record, admitted) = state.record(&request, sign_in.callout.target());
+    let served = match admitted.and_then(|()| expect_post(&state, &request)) {
+        Ok(()) => sign_in.exchange(request).await,
         Err(failure) => Err(failure),
     };
-    served.unwrap_or_else(IntoResponse::into_response)
+    recorded(record, served)
 }
 
 /// Serves `GET /api/auth/callback`, and POST for clients that follow the reference.
@@ -393,24 +405,23 @@ pub(super) async fn callback(State(state): State<OpenState>, request: Request) -
     let Some(sign_in) = &state.sign_in else {
         return TaggedFailure::NotFound.into_response();
     };
-    if !matches!(*request.method(), Method::GET | Method::POST) {
-        return TaggedFailure::MethodNotAllowed("GET,POST").into_response();
-    }
-    let asked = request.extensions();
-    let taken = state
-        .expect_private(asked)
-        .and_then(|()| sign_in.paces.take(asked));
-    let served = taken.and_then(|()| sign_in.callback(request.uri().query().unwrap_or_default()));
-    served.unwrap_or_else(IntoResponse::into_response)
+    let (record, admitted) = state.record(&request, sign_in.callout.target());
+    let served = admitted.and_then(|()| {
+        if !matches!(*request.method(), Method::GET | Method::POST) {
+            return Err(TaggedFailure::MethodNotAllowed("GET,POST"));
+        }
+        state.expect_private(request.extensions())?;
+        sign_in.paces.take(request.extensions())?;
+        sign_in.callback(request.uri().query().unwrap_or_default())
+    });
+    recorded(record, served)
 }
 
-fn posted(state: &OpenState, request: &Request) -> Result<Arc<SignIn>, TaggedFailure> {
-    let sign_in = state.sign_in.as_ref().ok_or(TaggedFailure::NotFound)?;
+fn expect_post(state: &OpenState, request: &Request) -> Result<(), TaggedFailure> {
     if *request.method() != Method::POST {
         return Err(TaggedFailure::MethodNotAllowed("POST"));
     }
-    state.expect_private(request.extensions())?;
-    Ok(Arc::clone(sign_in))
+    state.expect_private(request.extensions())
 }
 
 #[cfg(test)]

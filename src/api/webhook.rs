@@ -99,6 +99,7 @@ mod tests {
     use tokio::sync::RwLock;
 
     use super::*;
+    use crate::audit::Sink;
     use crate::payment::{Accounts, Webhook};
     use crate::records::Records;
     use crate::seal::Keyring;
@@ -128,7 +129,7 @@ mod tests {
         let accounts = Accounts::load(Arc::new(records)).await.unwrap();
         let secret = Secret::new(b"whsec_canary".to_vec());
         let webhook = Webhook::new(&secret, None, Arc::new(accounts), None).unwrap();
-        OpenState::new(Drain::default()).with_webhook(Some(Arc::new(webhook)))
+        OpenState::new(Drain::default(), Sink::discard()).with_webhook(Some(Arc::new(webhook)))
     }
 
     fn request(field: &str, polled: &Arc<AtomicUsize>) -> Request {

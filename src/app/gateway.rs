@@ -74,7 +74,7 @@ pub(super) fn beside(
     paying: &Paying,
     shared: &Shared<'_>,
 ) -> Result<Routes, Error> {
-    let open = OpenState::new(shared.drain.clone())
+    let open = OpenState::new(shared.drain.clone(), shared.audit.clone())
         .with_danger_plaintext(config.danger_plaintext_management)
         .with_webhook(webhook(config, paying)?)
         .with_relay(relay(config, shared)?)

@@ -5,7 +5,7 @@
 //! operator's own account. The operator's credential is set here and nowhere else. Called by the
 //! forwarding.
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::mask::Mask;
@@ -13,14 +13,9 @@ use crate::audit::Found;
 use crate::secret::Secret;
 use crate::wire;
 
-/// The fields of a request that pass.
-const ASKED: [&str; 5] = [
-    "accept",
-    "user-agent",
-    "x-app",
-    "x-client-request-id",
-    "idempotency-key",
-];
+/// The fields of a request that pass. One that makes a request the same as another does not: under
+/// one key the provider would take a stranger's for it.
+const ASKED: [&str; 4] = ["accept", "user-agent", "x-app", "x-client-request-id"];
 /// The beginnings of those that pass as well: what the API and its clients say of themselves.
 const ASKED_PREFIXES: [&str; 3] = ["anthropic-", "x-claude-code-", "x-stainless-"];
 /// The fields of an answer that pass. Rates and organisations are the operator's and do not; codings
@@ -77,6 +72,7 @@ pub(super) fn to_provider<'a>(
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_bytes()))
         .filter(|(name, value)| passes(name) && is_printable(value) && !has(value, shown))
+        .filter(|(name, _)| !is_named(headers, name))
         .collect();
     let asks = |(name, value): &(&str, &[u8])| *name == BETA && has(value, OAUTH_BETA.as_bytes());
     if credential.is_oauth && !fields.iter().any(asks) {
@@ -88,6 +84,13 @@ pub(super) fn to_provider<'a>(
 
 fn passes(name: &str) -> bool {
     ASKED.contains(&name) || ASKED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Tells whether `Connection` says that a field is for us alone (RFC 9110 §7.6.1).
+fn is_named(headers: &HeaderMap, name: &str) -> bool {
+    let values = headers.get_all(CONNECTION).iter();
+    let mut options = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
 }
 
 fn is_printable(value: &[u8]) -> bool {
@@ -155,7 +158,11 @@ mod tests {
             ("x-forwarded-host", "evil"),
             ("x-base-url", "https://evil"),
             ("base_url", "https://evil"),
-            ("connection", "anthropic-beta"),
+            ("connection", "close, X-Stainless-OS ,"),
+            ("connection", "x-app"),
+            ("x-stainless-os", "x"),
+            ("x-app", "x"),
+            ("idempotency-key", "x"),
             ("content-length", "5"),
             ("x-stainless-arch", hidden.as_str()),
             ("anthropic-version", "2023-06-01"),

@@ -20,7 +20,7 @@ mod usage;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -40,6 +40,7 @@ use crate::audit::{Decision, Found, Handed, Kind, Record, Sink, Traffic};
 use crate::callout::{self, Callout, Opened};
 use crate::id::RequestId;
 use crate::identity::{WorkloadKeys, without_credentials};
+use crate::pace::Pace;
 use crate::payment::{Ledger, PaymentCheck, Refusal, Reservation};
 use crate::secret::Secret;
 use crate::serve::Throttle;
@@ -115,6 +116,8 @@ pub struct Gateway {
     silence_timeout: Option<Duration>,
     room: Room,
     one_at_a_time: OneAtATime,
+    /// How often the log tells operators of the same trouble with the model provider.
+    alarm: Pace,
 }
 
 impl fmt::Debug for Gateway {
@@ -162,6 +165,7 @@ impl Gateway {
             silence_timeout: config.silence_timeout,
             room: Room::new(),
             one_at_a_time: OneAtATime::default(),
+            alarm: Pace::per_minute(1),
         })
     }
 
@@ -185,7 +189,8 @@ impl Gateway {
                 };
                 record.decision(decision, failure.code());
                 record.status(failure.status());
-                failure.answer(&id)
+                let loud = !failure.is_on_demand() || self.alarm.take(Instant::now()).is_ok();
+                failure.answer(&id, loud)
             }
         };
         if let Ok(value) = HeaderValue::from_str(id.as_str()) {

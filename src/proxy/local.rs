@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::reject::{self, Refusal};
 use super::{After, Config};
-use crate::audit::Handed;
+use crate::audit::{Decision, Handed};
 use crate::serve::{BoxFuture, Peer};
 use crate::shutdown::Drain;
 use crate::wire::{
@@ -120,7 +120,8 @@ impl LocalServer {
         self.answer_for(down, head, peer, None).await
     }
 
-    /// Serves one origin-form request, whose record may have been begun already.
+    /// Serves one origin-form request, whose record may have been begun already. Where it ends before
+    /// the service had it, the record says how.
     pub(super) async fn answer_for(
         &self,
         down: &mut Connection,
@@ -135,9 +136,9 @@ impl LocalServer {
         let (pieces, upload) = mpsc::channel(PIECES_AHEAD);
         let (mut request, framing) = match local_request(&head, peer, Upload(upload)) {
             Ok(request) => request,
-            Err(refusal) => return refuse(down, &refusal).await,
+            Err(refusal) => return refuse_for(down, &refusal, record.as_ref()).await,
         };
-        if let Some(record) = record {
+        if let Some(record) = record.clone() {
             request.extensions_mut().insert(record);
         }
         let waits = head
@@ -146,7 +147,7 @@ impl LocalServer {
             .any(|v| v.eq_ignore_ascii_case(b"100-continue"));
         let unsent = framing != Framing::None && down.input.is_empty();
         if waits && unsent && down.send(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
-            return After::Gone;
+            return refuse_for(down, &Refusal::gone(), record.as_ref()).await;
         }
         let mut body = Body::new(framing).without_framing();
         let mut response = (self.local)(request);
@@ -162,12 +163,12 @@ impl LocalServer {
             Some(answered) => answered,
             None => match unless_gone(down, &mut response).await {
                 Some(response) => Ok(response),
-                None => return After::Gone,
+                None => Err(Refusal::gone()),
             },
         };
         let response = match response {
             Ok(response) => response,
-            Err(refusal) => return refuse(down, &refusal).await,
+            Err(refusal) => return refuse_for(down, &refusal, record.as_ref()).await,
         };
         keep_alive &= body.is_done() && !peer.newcomer.overstays(self.config.stranger_limit());
         // Another process may have taken over meanwhile.
@@ -304,6 +305,22 @@ async fn pump(
             }
         }
     }
+}
+
+/// Refuses what did not reach the service, or ends with whoever left; the record says which, unless the
+/// service has it.
+async fn refuse_for(down: &mut Connection, refusal: &Refusal, record: Option<&Handed>) -> After {
+    let is_gone = refusal.decision() == Decision::Aborted;
+    if let Some(mut record) = record.and_then(Handed::take) {
+        if !is_gone {
+            record.status(refusal.status);
+        }
+        record.decision(refusal.decision(), refusal.code);
+    }
+    if is_gone {
+        return After::Gone;
+    }
+    refuse(down, refusal).await
 }
 
 async fn refuse(down: &mut Connection, refusal: &Refusal) -> After {

@@ -158,12 +158,22 @@ impl ModelFailure {
         self.kind().0.is_server_error()
     }
 
-    /// Writes the answer, and a cause into the log.
-    pub fn answer(&self, id: &RequestId) -> Response {
+    /// Tells whether callers can bring it about as often as they like, so that a line of the log for
+    /// each would be theirs to write.
+    pub fn is_on_demand(&self) -> bool {
+        matches!(self, Self::ProviderRefused(_) | Self::ProviderAnswer(_))
+    }
+
+    /// Writes the answer, and a cause into the log; into that which operators look at only where it is
+    /// `loud`.
+    pub fn answer(&self, id: &RequestId, loud: bool) -> Response {
         let (status, kind, code) = self.kind();
         match self {
-            Self::ProviderRefused(told) | Self::ProviderAnswer(told) => {
+            Self::ProviderRefused(told) | Self::ProviderAnswer(told) if loud => {
                 tracing::error!(request_id = %id, code, provider_status = told, "model call failed");
+            }
+            Self::ProviderRefused(told) | Self::ProviderAnswer(told) => {
+                tracing::debug!(request_id = %id, code, provider_status = told, "model call failed");
             }
             Self::PaymentUnknown(_) | Self::Provider(_) => {
                 tracing::error!(request_id = %id, code, error = super::causes(self), "model call failed");
@@ -240,7 +250,7 @@ mod tests {
             (ModelFailure::ProviderRefused(401), 502, None),
             (ModelFailure::HandedOver, 503, Some("true")),
         ] {
-            let answer = failure.answer(&id);
+            let answer = failure.answer(&id, true);
             assert_eq!(answer.status(), status, "{failure}");
             let told = answer.headers().get(SHOULD_RETRY);
             let told = told.map(|value| value.to_str().unwrap());
@@ -254,8 +264,8 @@ mod tests {
     fn whoever_is_to_wait_is_told_how_long() {
         let id = RequestId::generate();
         let failure = ModelFailure::TooFast(Duration::from_millis(2001));
-        assert_eq!(failure.answer(&id).headers()[RETRY_AFTER], "3");
+        assert_eq!(failure.answer(&id, true).headers()[RETRY_AFTER], "3");
         let failure = ModelFailure::PaymentUnknown(payment::Error::ProviderStatus(500));
-        assert_eq!(failure.answer(&id).headers()[RETRY_AFTER], "5");
+        assert_eq!(failure.answer(&id, true).headers()[RETRY_AFTER], "5");
     }
 }

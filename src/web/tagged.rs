@@ -17,6 +17,9 @@ use super::REQUEST_ID;
 /// A typed reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TaggedFailure {
+    /// Nothing new is recorded at present, so that nothing new is done.
+    #[error("the audit sink takes no records at present: try again later")]
+    AuditFull,
     /// The request is malformed, in this way.
     #[error("{0}")]
     BadRequest(&'static str),
@@ -50,6 +53,33 @@ pub enum TaggedFailure {
 }
 
 impl TaggedFailure {
+    /// Returns the stable code, for the audit record.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::AuditFull => "audit_full",
+            Self::BadRequest(_) => "bad_request",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
+            Self::NotFound => "not_found",
+            Self::OwnAddress => "own_address",
+            Self::TlsRequired => "tls_required",
+            Self::Slow => "body_timeout",
+            Self::TooLarge => "body_too_large",
+            Self::TooFast(_) => "rate_limit",
+            Self::Unstored(_) => "store_unavailable",
+            Self::Upstream(_) => "service_unreachable",
+        }
+    }
+
+    /// Returns the status, for the audit record.
+    pub fn status(&self) -> u16 {
+        self.kind().0.as_u16()
+    }
+
+    /// Tells whether it is no decision of ours: a service or we ourselves failed.
+    pub fn is_fault(&self) -> bool {
+        self.kind().0.is_server_error()
+    }
+
     /// Returns the status, the error and the tag.
     fn kind(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
@@ -66,7 +96,9 @@ impl TaggedFailure {
             Self::Slow => (S::REQUEST_TIMEOUT, "request timeout", "RequestTimeout"),
             Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "payload too large", "PayloadTooLarge"),
             Self::TooFast(_) => (S::TOO_MANY_REQUESTS, "too many requests", "TooManyRequests"),
-            Self::Unstored(_) => (S::SERVICE_UNAVAILABLE, "unavailable", "Unavailable"),
+            Self::AuditFull | Self::Unstored(_) => {
+                (S::SERVICE_UNAVAILABLE, "unavailable", "Unavailable")
+            }
             Self::Upstream(_) => (S::BAD_GATEWAY, "bad gateway", "BadGateway"),
         }
     }
@@ -100,7 +132,7 @@ impl IntoResponse for TaggedFailure {
             Self::TooFast(seconds) => {
                 headers.insert(RETRY_AFTER, seconds.max(1).into());
             }
-            Self::Unstored(_) => {
+            Self::AuditFull | Self::Unstored(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
             }
             _ => {}

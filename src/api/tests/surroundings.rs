@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::api::{OpenState, Relay, SignIn, SignInConfig, open_router, public_router};
+use crate::audit::Sink;
 use crate::callout::upstream_of_tests;
 use crate::secret::Secret;
 
@@ -111,7 +112,7 @@ async fn codes_and_tokens_of_people_do_not_travel_in_the_clear() {
         };
         let sign_in = SignIn::new(upstream_of_tests(), config).unwrap();
         let relay = Relay::new(upstream_of_tests(), nowhere, 100).unwrap();
-        let state = OpenState::new(Drain::default());
+        let state = OpenState::new(Drain::default(), Sink::discard());
         let state = state.with_danger_plaintext(danger);
         let state = state.with_sign_in(Some(Arc::new(sign_in)));
         open_router(state.with_relay(Some(Arc::new(relay))))

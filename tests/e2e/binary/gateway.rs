@@ -218,6 +218,23 @@ async fn paths_that_are_added_are_told_at_the_start() {
 }
 
 #[tokio::test]
+async fn the_log_tells_once_a_minute_that_our_credential_is_refused() {
+    const NO: &str = "HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n";
+    let (home, provider) = (Home::new(), Origin::builder().plain().answer(NO).await);
+    let server = serve(&home, &provider, &[]).await;
+    let jwt = mint(&home).await;
+    accounts(&home, &server, &["set", "583231", "--paid", "true"]).await;
+    for _ in 0..5 {
+        assert_eq!(message(&server, &jwt).await.status, 502);
+    }
+    let (code, _, log) = server.end(Signal::TERM).await;
+    assert_eq!(code, Some(0), "{log}");
+    let told = log.lines().filter(|line| line.contains("provider_refused"));
+    // A minute may end between two of them, and not between five.
+    assert!((1..=2).contains(&told.count()), "{log}");
+}
+
+#[tokio::test]
 async fn a_minted_jwt_ends_when_it_is_told_to_and_needs_the_secret() {
     let home = Home::new();
     let line = ["token", "mint", "--user-id", "1", "--sandbox", "b"];

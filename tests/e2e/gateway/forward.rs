@@ -47,7 +47,8 @@ async fn peer_91_nothing_the_caller_showed_travels_on() {
          api-key: CALLER\r\nCookie: a=CALLER\r\nReferer: https://x/?token={jwt}\r\n\
          Forwarded: for=CALLER\r\nX-Forwarded-Host: CALLER\r\nX-Base-Url: https://CALLER\r\n\
          api_base: https://CALLER\r\nbase_url: https://CALLER\r\nProxy-Authorization: CALLER\r\n\
-         X-Stainless-Runtime: {jwt}\r\nanthropic-version: 2023-06-01\r\n"
+         X-Stainless-Runtime: {jwt}\r\nanthropic-version: 2023-06-01\r\nidempotency-key: CALLER\r\n\
+         Connection: x-app, X-Stainless-Os\r\nx-app: CALLER\r\nx-stainless-os: CALLER\r\n"
     );
     let path = format!("/v1/messages?token={jwt}&beta=true&key=CALLER&x={jwt}&API_KEY=CALLER");
     let answer = stage.ask(post(&path, &lines, BODY)).await;

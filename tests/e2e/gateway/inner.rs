@@ -2,7 +2,7 @@
 
 use oshu_vault::config::PublicUrl;
 use oshu_vault_sdk::{CreateSession, SecretSpec};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::clients::{claude, client, run};
 use crate::support::{ANSWER, Anthropic, Origin, VaultBuilder, contains};
@@ -150,7 +150,7 @@ async fn a_sealed_token_opens_here_as_a_credential_and_in_no_other_place() {
     // What the model provider is told is what it may tell again.
     let line = format!(
         "x-api-key: {}\r\nanthropic-beta: {sealed}\r\nuser-agent: {sealed}\r\nx-app: \
-         {sealed}\r\nx-stainless-a: {sealed}\r\nidempotency-key: {sealed}\r\n",
+         {sealed}\r\nx-stainless-a: {sealed}\r\nx-client-request-id: {sealed}\r\n",
         jwt(ACCOUNT)
     );
     let target = format!("/api/claude-gateway/v1/messages?beta=a{sealed}");
@@ -286,4 +286,41 @@ async fn claude_code_with_a_proxy_and_a_base_url_works() {
     let text = String::from_utf8_lossy(&stage.provider.bytes()).into_owned();
     assert!(text.contains(MODEL_KEY) && !text.contains("eyJ"));
     other.expect_nothing("our own name");
+}
+
+#[tokio::test]
+async fn a_record_says_what_was_answered_where_the_gateway_was_not_reached() {
+    let (stage, other) = stage("https://vault.example.com").await;
+    let session = CreateSession::new().allowed_egress(["good.example.com"]);
+    let session = stage.vault.session(&session).await;
+    let workload = stage.vault.workload(&session);
+    let path = "/api/claude-gateway/v1/messages";
+    let framed = raw(path, "Transfer-Encoding: chunked\r\n");
+    for (sent, status, reason) in [
+        (framed, 400, None),
+        (raw("/nothing", ""), 403, Some("own_address")),
+        (raw(path, ""), 401, Some("unauthenticated")),
+    ] {
+        let before = exchanges(&stage.vault.audit()).len();
+        let mut conn = workload.connect("vault.example.com:443").await;
+        conn.send(sent).await;
+        assert_eq!(conn.answer().await.status, status, "{reason:?}");
+        let lines = stage
+            .vault
+            .audit_log()
+            .wait("its record", |lines| exchanges(lines).len() > before);
+        let line = exchanges(&lines.await).pop().expect("it");
+        assert_eq!(line["status"], status, "{line}");
+        assert_eq!(line["decision"], "denied", "{line}");
+        match reason {
+            Some(reason) => assert_eq!(line["reason"], reason),
+            None => assert_ne!(line["reason"], "own_address", "{line}"),
+        }
+    }
+    other.expect_nothing("our own name");
+}
+
+fn exchanges(lines: &[Value]) -> Vec<Value> {
+    let exchanges = lines.iter().filter(|line| line["event"] == "exchange");
+    exchanges.cloned().collect()
 }

@@ -361,3 +361,50 @@ async fn an_address_that_asks_too_fast_is_held() {
     }
     assert!(held > 0, "none was held");
 }
+
+#[tokio::test]
+async fn each_call_has_a_record_without_what_was_said() {
+    let (stage, _origin) = stage(says(200, &token().0), |_| ()).await;
+    let state = BASE64.encode(APP.as_bytes());
+    assert_eq!(
+        post(&stage, "device/token", r#"{"device_code":"CANARY"}"#)
+            .await
+            .status,
+        200
+    );
+    assert_eq!(post(&stage, "device/code", "[]").await.status, 400);
+    assert_eq!(
+        post(&stage, "oauth/token", r#"{"code":"CANARY"}"#)
+            .await
+            .status,
+        200
+    );
+    let query = format!("code=CANARY&state={state}");
+    assert_eq!(callback(&stage, "GET", &query).await.status, 302);
+    assert_eq!(callback(&stage, "PUT", &query).await.status, 405);
+    let expected = [
+        "GET /api/auth/callback allowed ok 302",
+        "POST /api/github/device/code denied bad_request 400",
+        "POST /api/github/device/token allowed ok 200",
+        "POST /api/github/oauth/token allowed ok 200",
+        "PUT /api/auth/callback denied method_not_allowed 405",
+    ];
+    let told = |lines: &[Value]| {
+        let ours = lines.iter().filter(|line| line["host"] == HOST);
+        let told = ours.map(|line| {
+            let word = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+            let (method, path) = (word("method"), word("path"));
+            let (decision, reason) = (word("decision"), word("reason"));
+            format!("{method} {path} {decision} {reason} {}", line["status"])
+        });
+        let mut told: Vec<_> = told.collect();
+        told.sort();
+        told
+    };
+    let log = stage.vault.audit_log();
+    let lines = log.wait("a record of each", |lines| {
+        told(lines).len() == expected.len()
+    });
+    assert_eq!(told(&lines.await), expected);
+    expect_untold(&stage);
+}
