@@ -55,6 +55,7 @@ async fn serve_with(
         MODEL_KEY,
         JWT,
         ("OSHU_VAULT__GATEWAY__UPSTREAM", url.as_str()),
+        ("OSHU_VAULT_LOG", "trace"),
     ];
     home.serve(&line, &[&variables, more].concat()).await
 }
@@ -432,4 +433,55 @@ async fn accounts_and_budgets_of_each_node_are_refused_by_name() {
     let variables = [MODEL_KEY, JWT, budget, allowed];
     let tried = home.run_with(&line, &variables, "").await;
     tried.complains(1, &["store.url: the store cannot be used"]);
+}
+
+#[tokio::test]
+async fn tokens_that_are_relayed_are_in_no_log() {
+    const ASKED: &str = r#"{"grant_type":"refresh_token","refresh_token":"CANARY-asked"}"#;
+    const GIVEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
+        Content-Length: 31\r\n\r\n{\"access_token\":\"CANARY-given\"}";
+    let (home, provider) = (Home::new(), Origin::echo_ok().await);
+    let endpoint = Origin::builder().plain().answer(GIVEN).await;
+    let url = format!("http://{}/v1/oauth/token", endpoint.addr());
+    let more = [("OSHU_VAULT__GATEWAY__OAUTH_TOKEN_URL", url.as_str())];
+    let server = serve(&home, &provider, &more).await;
+    let raw = format!(
+        "POST /api/claude/v1/oauth/token HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n{ASKED}",
+        ASKED.len()
+    );
+    let answer = exchange(server.plain(), raw).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(contains(&answer.body, "CANARY-given"));
+    assert!(contains(&endpoint.bytes(), "CANARY-asked"));
+    // The log is as talkative as can be.
+    let refused = exchange(
+        server.plain(),
+        "GET /api/claude/v1/oauth/token HTTP/1.1\r\nHost: g\r\n\r\n",
+    );
+    assert_eq!(refused.await.status, 405);
+    let (code, events, log) = server.end(Signal::TERM).await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("api call refused"), "{log}");
+    let printed = format!("{events:?}{log}");
+    assert!(!contains(printed.as_bytes(), "CANARY"), "{printed}");
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_the_operator_s_key_is_told_of_in_the_log() {
+    let refusal = "HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n";
+    let (home, provider) = (Home::new(), Origin::builder().plain().answer(refusal).await);
+    let server = serve(&home, &provider, &[]).await;
+    let jwt = mint(&home).await;
+    accounts(&home, &server, &["set", "583231", "--paid", "true"]).await;
+    assert_eq!(message(&server, &jwt).await.status, 502);
+    let (code, _, log) = server.end(Signal::TERM).await;
+    assert_eq!(code, Some(0), "{log}");
+    let lines = log.lines().map(serde_json::from_str::<Value>);
+    let lines: Vec<_> = lines.map(|line| line.expect("JSON")).collect();
+    let told = lines.iter().find(|line| line["code"] == "provider_refused");
+    let told = told.unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(
+        (&told["level"], &told["provider_status"]),
+        (&json!("ERROR"), &json!(401))
+    );
 }

@@ -97,7 +97,7 @@ async fn claude_code_works_under_a_budget() {
 async fn claude_code_says_that_a_wrong_jwt_is_refused() {
     let Some(claude) = claude() else { return };
     let stage = Stage::new().await;
-    let wrong = super::jwt_by("another-secret-0123456789abcdef012345", ACCOUNT);
+    let wrong = super::jwt_by(super::OTHER_SECRET, ACCOUNT);
     let said = say_hello(&stage, &claude, &wrong).await;
     assert_ne!(said.code, Some(0), "{}", said.stdout);
     let told = format!("{}{}", said.stdout, said.stderr);

@@ -85,7 +85,9 @@ async fn a_tunnel_to_ourselves_reaches_the_gateway_alone() {
     ] {
         let mut conn = workload.connect("vault.example.com:443").await;
         conn.send(raw(path, &line)).await;
-        assert_eq!(conn.answer().await.status, 403, "{path}");
+        let answer = conn.answer().await;
+        let tag = &answer.json()["details"]["_tag"];
+        assert_eq!((answer.status, tag), (403, &json!("Forbidden")), "{path}");
     }
     let mut conn = workload.connect("vault.example.com:443").await;
     let another = raw("/api/claude-gateway/v1/messages", &line).replace(OWN, "evil.example.net");
@@ -93,6 +95,10 @@ async fn a_tunnel_to_ourselves_reaches_the_gateway_alone() {
     assert_eq!(conn.answer().await.status, 421);
     assert_eq!(workload.refused("vault.example.com:8443").await.status, 403);
     other.expect_nothing("our own name");
+    let mut conn = workload.connect("vault.example.com:443").await;
+    conn.send(raw("/api/claude-gateway/v1/messages", &line))
+        .await;
+    assert_eq!(conn.answer().await.status, 200);
 }
 
 #[tokio::test]
@@ -243,6 +249,17 @@ async fn in_the_clear_it_is_served_as_well_where_that_is_our_address() {
     assert_eq!(conn.answer().await.status, 200);
     let bytes = stage.provider.bytes();
     assert!(!contains(&bytes, "proxy-authorization") && !contains(&bytes, &session.token));
+    // One record for each.
+    let reasons = |lines: &[Value]| {
+        let exchanges = lines.iter().filter(|line| line["event"] == "exchange");
+        let mut reasons: Vec<_> = exchanges.map(|line| line["reason"].to_string()).collect();
+        reasons.sort();
+        reasons
+    };
+    let log = stage.vault.audit_log();
+    let lines = log.wait("the records", |lines| reasons(lines).len() >= 3);
+    let expected = ["\"ok\"", "\"ok\"", "\"own_address\""];
+    assert_eq!(reasons(&lines.await), expected);
     other.expect_nothing("our own name");
 }
 
@@ -252,6 +269,11 @@ async fn nobody_is_let_in_without_a_session_or_after_it() {
     let session = stage.vault.session(&CreateSession::new()).await;
     let workload = stage.vault.workload(&session);
     let mut open = workload.connect("vault.example.com:443").await;
+    // One that was used waits long for its next request.
+    let line = format!("x-api-key: {}\r\n", jwt(ACCOUNT));
+    open.send(raw("/api/claude-gateway/v1/messages", &line))
+        .await;
+    assert_eq!(open.answer().await.status, 200);
     let id = &session.session_id;
     stage.vault.sdk().delete_session(id).await.expect("deleted");
     // The tunnel was cut, and there is no other.

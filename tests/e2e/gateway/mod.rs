@@ -31,6 +31,8 @@ const ADMIN: &str = "the-operator-s-own-key-0123456789";
 const MODEL_KEY: &str = "sk-ant-api03-CANARY-operator-0123456789";
 /// What signs workload JWTs.
 const JWT_SECRET: &str = "jwt-secret-0123456789abcdef0123456789";
+/// What signs JWTs that are not for us.
+const OTHER_SECRET: &str = "another-secret-0123456789abcdef012345";
 /// The account that most tests are about.
 const ACCOUNT: &str = "583231";
 const PAYMENT_URL: &str = "https://pay.example.com/start?from=gateway";
