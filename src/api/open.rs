@@ -19,11 +19,13 @@ use zeroize::Zeroizing;
 use super::relay::Relay;
 use super::sign_in::SignIn;
 use super::vault::rfc3339;
+use super::webhook::DELIVERIES;
 use crate::audit::{Decision, Kind, Record, Sink};
 use crate::host::HostPort;
 use crate::payment::Webhook;
+use crate::serve::Source;
 use crate::shutdown::Drain;
-use crate::web::{Connection, TaggedFailure};
+use crate::web::{BodyRoom, Connection, TaggedFailure};
 
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
@@ -33,6 +35,8 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 pub struct OpenState {
     audit: Sink,
     pub(super) webhook: Option<Arc<Webhook>>,
+    /// For the bodies of deliveries, by the address that they come from.
+    pub(super) deliveries: Arc<BodyRoom<Source>>,
     pub(super) relay: Option<Arc<Relay>>,
     pub(super) sign_in: Option<Arc<SignIn>>,
     pub(super) drain: Drain,
@@ -45,6 +49,7 @@ impl OpenState {
         Self {
             audit,
             webhook: None,
+            deliveries: BodyRoom::new(DELIVERIES),
             relay: None,
             sign_in: None,
             drain,

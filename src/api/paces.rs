@@ -37,15 +37,19 @@ impl Paces {
     /// # Errors
     /// [`TaggedFailure::TooFast`].
     pub(super) fn take(&self, request: &Extensions) -> Result<(), TaggedFailure> {
-        // Whoever came from nowhere shares one pace: nothing that is missing lets anybody through.
-        let from = request.get::<Connection>().map(|from| from.peer.ip());
-        let from = from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let fresh =
             || Ok::<_, std::convert::Infallible>(Arc::new(Pace::per_minute(self.per_minute)));
-        let Ok(pace) = self.paces.get_or_insert_with(&Source::from(from), fresh);
+        let Ok(pace) = self.paces.get_or_insert_with(&source(request), fresh);
         let held = pace.take(Instant::now());
         held.map_err(|wait| TaggedFailure::TooFast(wait.as_secs() + 1))
     }
+}
+
+/// Returns what a request counts for. Whoever came from nowhere is one: nothing that is missing lets
+/// anybody through.
+pub(super) fn source(request: &Extensions) -> Source {
+    let from = request.get::<Connection>().map(|from| from.peer.ip());
+    Source::from(from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
 }
 
 #[cfg(test)]

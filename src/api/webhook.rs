@@ -1,8 +1,10 @@
 //! `POST /api/webhooks/stripe`: what Stripe says of customers, by its signature alone.
 //!
 //! The body is read as it came, since that is what was signed, and only where the signature may be
-//! Stripe's; few are read at once. Whoever is not Stripe learns nothing.
-//! A change that was begun is finished, whether its sender waits or not. Called by the route table.
+//! Stripe's. That anybody can write: what is bounded is the memory that bodies hold, and of it one
+//! address has a part, so that nobody keeps Stripe out by sending nothing. Whoever is not Stripe
+//! learns nothing. A change that was begun is finished, whether its sender waits or not. Called by the
+//! route table.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -13,14 +15,26 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use serde_json::json;
 
-use super::open::{OpenState, answer, read};
+use super::open::{OpenState, answer};
+use super::paces::source;
 use crate::payment::WebhookError;
-use crate::web::TaggedFailure;
+use crate::web::{BodyError, BodyLimits, RoomSize, TaggedFailure};
 
-/// The longest delivery, in bytes. Events are some kilobytes.
-const BODY_LIMIT_BYTES: usize = 256 * 1024;
-/// How long one may take to arrive: less than elsewhere, since others wait for its place.
-const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// What a delivery may be: events are some kilobytes, and Stripe sends them in one go.
+const LIMITS: BodyLimits = BodyLimits {
+    bytes: 256 * 1024,
+    whole: Duration::from_secs(10),
+    silence: Duration::from_secs(3),
+};
+/// The memory for deliveries: of one address four of the longest at once, and of 32 such addresses.
+/// A step is so small that one address needs all connections that it may have to fill its part with
+/// single bytes.
+pub(super) const DELIVERIES: RoomSize = RoomSize {
+    all_bytes: 64 * 1024 * 1024,
+    part_bytes: 2 * 1024 * 1024,
+    step_bytes: 4096,
+    wait: Duration::from_secs(5),
+};
 /// After how many seconds a delivery that found no place may come again. Stripe takes its time.
 const AGAIN_SECONDS: u64 = 10;
 /// The field with the signature.
@@ -39,17 +53,19 @@ pub(super) async fn stripe(
     let signature = one_signature(&parts.headers);
     let signed = webhook.announced(signature, SystemTime::now());
     let signed = signed.map_err(|why| refuse(&why))?;
-    let body = {
-        let _permit = webhook
-            .body_permit()
-            .ok_or(TaggedFailure::TooFast(AGAIN_SECONDS))?;
-        let read = tokio::time::timeout(BODY_DEADLINE, read(body, BODY_LIMIT_BYTES)).await;
-        read.map_err(|_elapsed| TaggedFailure::Slow)??
-    };
+    let from = source(&parts.extensions);
+    let read = state.deliveries.read(from, &parts.headers, body, &LIMITS);
+    let read = read.await;
+    let (body, held) = read.map_err(|why| match why {
+        BodyError::NoRoom => TaggedFailure::TooFast(AGAIN_SECONDS),
+        BodyError::Slow => TaggedFailure::Slow,
+        BodyError::TooLarge => TaggedFailure::TooLarge,
+    })?;
     let webhook = Arc::clone(webhook);
     let (sender, receiver) = tokio::sync::oneshot::channel();
     state.drain.spawn(async move {
         let taken = webhook.receive(&signed, &body).await;
+        drop((body, held));
         if sender.send(taken).is_err() {
             tracing::debug!("a sender left before the answer");
         }
@@ -95,6 +111,7 @@ mod tests {
 
     use axum::body::Body;
     use bytes::Bytes;
+    use futures_util::StreamExt as _;
     use http_body::Frame;
     use tokio::sync::RwLock;
 
@@ -106,6 +123,7 @@ mod tests {
     use crate::secret::Secret;
     use crate::shutdown::Drain;
     use crate::store::Memory;
+    use crate::web::Connection;
 
     /// A body that never comes, and counts whether anybody waits for it.
     struct Never(Arc<AtomicUsize>);
@@ -157,25 +175,80 @@ mod tests {
         assert_eq!(polled.load(Ordering::SeqCst), 0);
     }
 
-    #[tokio::test]
-    async fn few_bodies_are_under_way_at_once() {
-        let (state, polled) = (state().await, Arc::default());
-        let waiting: Vec<_> = (0..32)
-            .map(|_| tokio::spawn(stripe(State(state.clone()), request(&field(0), &polled))))
-            .collect();
-        while polled.load(Ordering::SeqCst) < 32 {
+    /// Lets others run until this is so, for a while in which the clock stands still.
+    async fn until(is_so: impl Fn() -> bool) -> bool {
+        for _ in 0..10_000 {
+            if is_so() {
+                return true;
+            }
             tokio::task::yield_now().await;
         }
-        let one_more = stripe(State(state.clone()), request(&field(0), &polled)).await;
-        assert!(matches!(one_more, Err(TaggedFailure::TooFast(_))));
-        assert_eq!(polled.load(Ordering::SeqCst), 32);
-        for one in &waiting {
-            one.abort();
+        false
+    }
+
+    /// A delivery from an address, with this body.
+    fn request_with(field: &str, peer: &str, body: Body) -> Request {
+        let request = Request::post("/api/webhooks/stripe").header(SIGNATURE, field);
+        let from = Connection {
+            peer: peer.parse().unwrap(),
+            tls: true,
+            listener: "127.0.0.1:1".parse().unwrap(),
+        };
+        request.extension(from).body(body).unwrap()
+    }
+
+    /// Starts a body of so many bytes that never ends.
+    fn held(bytes: usize) -> Body {
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(vec![b'x'; bytes])]);
+        Body::from_stream(first.chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_sends_nothing_keeps_nobody_out() {
+        let (state, polled) = (state().await, Arc::default());
+        let start = |request| tokio::spawn(stripe(State(state.clone()), request));
+        let silent: Vec<_> = (0..500)
+            .map(|_| start(request(&field(0), &polled)))
+            .collect();
+        let here = until(|| polled.load(Ordering::SeqCst) >= 500).await;
+        assert!(here, "all are waited for at once");
+        // It is unsigned, and was read whole: nobody else stood in its way.
+        let one_more = request_with(&field(0), "10.0.0.1:1", Body::from("{}"));
+        let answer = stripe(State(state.clone()), one_more).await;
+        assert!(matches!(answer, Err(TaggedFailure::BadRequest(_))));
+        assert_eq!(state.deliveries.taken(), 0);
+        // They end by themselves.
+        for one in silent {
+            assert!(matches!(one.await.unwrap(), Err(TaggedFailure::Slow)));
         }
-        for one in waiting {
-            assert!(one.await.is_err_and(|gone| gone.is_cancelled()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_address_holds_is_bounded_and_its_own() {
+        let state = state().await;
+        let start = |request| tokio::spawn(stripe(State(state.clone()), request));
+        let long = || held(LIMITS.bytes - 1);
+        let first: Vec<_> = (0..4)
+            .map(|_| start(request_with(&field(0), "10.0.0.1:1", long())))
+            .collect();
+        let part = DELIVERIES.part_bytes;
+        assert!(until(|| state.deliveries.taken() >= part).await);
+        let fifth = request_with(&field(0), "10.0.0.1:2", Body::from("{}"));
+        // It waits for the others, which end before its own time is up.
+        let fifth = start(fifth);
+        let other = request_with(&field(0), "10.0.0.2:1", Body::from("{}"));
+        let answer = stripe(State(state.clone()), other).await;
+        assert!(matches!(answer, Err(TaggedFailure::BadRequest(_))));
+        assert!(!fifth.is_finished());
+        assert_eq!(state.deliveries.taken(), part);
+        let ended = fifth.await.unwrap();
+        assert!(
+            matches!(ended, Err(TaggedFailure::BadRequest(_))),
+            "{ended:?}"
+        );
+        for one in first {
+            assert!(matches!(one.await.unwrap(), Err(TaggedFailure::Slow)));
         }
-        let webhook = state.webhook.as_ref().unwrap();
-        assert!(webhook.body_permit().is_some());
+        assert_eq!(state.deliveries.taken(), 0);
     }
 }

@@ -1,15 +1,15 @@
 //! Stripe's webhook: what was signed with the operator's secret, lately, changes the table.
 //!
 //! The form and the time of the signature are checked before a byte of the body is read, and the
-//! signature, which is over the raw body, before a byte of it is read as JSON. A second delivery, and one that was overtaken, changes nothing. What changed is also forgotten by the
-//! cache of the payment check. Called by the face that takes the webhook.
+//! signature, which is over the raw body, before a byte of it is read as JSON. A second delivery, and
+//! one that was overtaken, changes nothing. What changed is also forgotten by the cache of the
+//! payment check. Called by the face that takes the webhook.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use data_encoding::HEXLOWER;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::event::{Event, EventError};
 use super::local::{Accounts, Applied};
@@ -25,8 +25,6 @@ const SIGNATURE_LIMIT: usize = 16;
 
 /// How long a signature is, in bytes.
 const SIGNATURE_BYTES: usize = 32;
-/// The most deliveries whose bodies are under way at once.
-const BODY_LIMIT: usize = 32;
 
 /// Says why a delivery is not Stripe's. Whoever sent it is told none of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +60,6 @@ pub struct Webhook {
     signatures: Signatures,
     accounts: Arc<Accounts>,
     cached: Option<Arc<Cached>>,
-    bodies: Semaphore,
 }
 
 impl Webhook {
@@ -81,7 +78,6 @@ impl Webhook {
             signatures: Signatures::new(current, previous)?,
             accounts,
             cached,
-            bodies: Semaphore::new(BODY_LIMIT),
         })
     }
 
@@ -95,11 +91,6 @@ impl Webhook {
         now: SystemTime,
     ) -> Result<Signed, SignatureError> {
         Signed::parse(field, now)
-    }
-
-    /// Lets a body be read, until the permit is dropped; nothing where too many are under way.
-    pub fn body_permit(&self) -> Option<SemaphorePermit<'_>> {
-        self.bodies.try_acquire().ok()
     }
 
     /// Takes a delivery: what was announced, and the body as it came. Nothing is done where the

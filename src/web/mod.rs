@@ -8,6 +8,7 @@ mod auth;
 mod envelope;
 mod extract;
 mod failure;
+mod room;
 mod tagged;
 
 use std::error::Error;
@@ -30,6 +31,7 @@ pub use auth::{Admin, ApiKeys, Asked, Caller};
 pub use envelope::ModelFailure;
 pub use extract::{BODY_LIMIT_BYTES, Json, JsonBody, MergePatch, query};
 pub use failure::Failure;
+pub use room::{BodyError, BodyLimits, BodyRoom, HeldRoom, RoomSize};
 pub use tagged::TaggedFailure;
 
 /// The field that may carry an API key beside `Authorization`.

@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use oshu_vault::config::Limits;
 use oshu_vault_sdk::CreateSession;
-use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
-use crate::support::{Conn, GOOD, Origin, Scene, Vault, VaultBuilder, contains, within};
+use crate::support::{self, Conn, GOOD, Origin, Scene, Vault, VaultBuilder, contains, within};
 
 const TARGET: &str = "good.example.com:443";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -23,11 +22,7 @@ fn limited(change: fn(&mut Limits)) -> impl FnOnce(VaultBuilder) -> VaultBuilder
 }
 
 async fn dial_from(host: u8, address: SocketAddr) -> Conn {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    let from = Ipv4Addr::new(127, 0, 1, host);
-    socket.bind((from, 0).into()).expect("an address");
-    let tcp = within("a connection", socket.connect(address)).await;
-    Conn::new(tcp.expect("a connection"))
+    support::dial_from(Ipv4Addr::new(127, 0, 1, host), address).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

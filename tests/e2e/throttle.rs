@@ -5,9 +5,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use oshu_vault::config::Limits;
-use tokio::net::TcpSocket;
 
-use crate::support::{API_KEY, Answer, Conn, GOOD, Scene, basic, within};
+use crate::support::{self, API_KEY, Answer, Conn, GOOD, Scene, basic, within};
 
 const TARGET: &str = "good.example.com:443";
 const FEW: usize = 3;
@@ -22,11 +21,7 @@ async fn few_failures() -> Scene {
 
 /// Connects to a listener from another address of this machine.
 async fn dial_from(host: u8, address: SocketAddr) -> Conn {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    let from = Ipv4Addr::new(127, 0, 0, host);
-    socket.bind((from, 0).into()).expect("an address");
-    let tcp = within("a connection", socket.connect(address)).await;
-    Conn::new(tcp.expect("a connection"))
+    support::dial_from(Ipv4Addr::new(127, 0, 0, host), address).await
 }
 
 async fn connect(conn: &mut Conn, lines: &str) -> Answer {

@@ -5,6 +5,7 @@ mod admission;
 mod answers;
 mod budgets;
 mod clients;
+mod deliveries;
 mod echo;
 mod forward;
 mod inner;

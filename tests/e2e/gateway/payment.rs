@@ -12,7 +12,7 @@ use crate::support::{Answer, Anthropic, Origin, contains, show};
 use super::{ACCOUNT, Stage, jwt, secret};
 
 const WORKOS_KEY: &str = "sk_workos_CANARY_0123456789";
-const WHSEC: &str = "whsec_CANARY_0123456789abcdef";
+pub(super) const WHSEC: &str = "whsec_CANARY_0123456789abcdef";
 const CUSTOMER: &str = "cus_1";
 const SUBSCRIPTION: &str = "sub_1";
 
@@ -107,7 +107,7 @@ async fn a_yes_is_asked_for_once_and_a_failure_again() {
 }
 
 /// Sets the stage with Stripe's webhook.
-async fn with_stripe() -> Stage {
+pub(super) async fn with_stripe() -> Stage {
     let provider = Anthropic::start().await.into_origin();
     let stage = Stage::around(provider, |config| {
         config.payment.stripe.webhook_secret = Some(secret(WHSEC));
@@ -115,12 +115,12 @@ async fn with_stripe() -> Stage {
     stage.await
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.expect("a time").as_secs()
 }
 
-fn sign(secret_text: &str, time: u64, body: &str) -> String {
+pub(super) fn sign(secret_text: &str, time: u64, body: &str) -> String {
     let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret_text.as_bytes());
     let tag = aws_lc_rs::hmac::sign(&key, format!("{time}.{body}").as_bytes());
     format!("t={time},v1={}", HEXLOWER.encode(tag.as_ref()))
@@ -147,7 +147,7 @@ fn event(id: &str, kind: &str, created: u64, object: &Value) -> Value {
     json!({ "id": id, "type": kind, "created": created, "data": { "object": object } })
 }
 
-fn checkout(id: &str, created: u64) -> Value {
+pub(super) fn checkout(id: &str, created: u64) -> Value {
     let object = json!({
         "id": "cs_1", "client_reference_id": ACCOUNT, "customer": CUSTOMER,
         "subscription": SUBSCRIPTION, "payment_status": "paid",

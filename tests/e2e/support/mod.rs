@@ -22,8 +22,11 @@ mod workload;
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use tokio::net::TcpSocket;
 
 pub(crate) use self::redis::{Redis, Relay};
 pub(crate) use anthropic::{ANSWER, Anthropic, Login};
@@ -46,6 +49,14 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(DEADLINE, future).await;
     done.unwrap_or_else(|_elapsed| panic!("timed out: {what}"))
+}
+
+/// Connects from another address of this machine.
+pub(crate) async fn dial_from(from: Ipv4Addr, address: SocketAddr) -> Conn {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((from, 0).into()).expect("an address");
+    let tcp = within("a connection", socket.connect(address)).await;
+    Conn::new(tcp.expect("a connection"))
 }
 
 /// Says that this machine lacks something: a skip, and a loud line, only where the environment says
