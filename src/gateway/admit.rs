@@ -1,10 +1,11 @@
 //! Who calls, and whether it is paid: in this order, and before a byte of the body is read.
 //!
 //! A credential that is missing, wrong, doubled or too old gets one answer, before anybody is asked
-//! about payment. Whoever cannot be looked up is neither paid nor unpaid. Called for every call of
-//! the gateway.
+//! about payment. Whoever cannot be looked up is neither paid nor unpaid, and who may use nothing has
+//! no seat: that connection counts for its address. Called for every call of the gateway.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
@@ -17,8 +18,10 @@ use crate::payment::{PaymentCheck, Standing};
 use crate::serve::{Newcomer, Seats, Throttle};
 use crate::web::{Connection, ModelFailure};
 
-/// How many accounts' paces and connections are kept; one that is forgotten starts anew.
+/// How many accounts' paces are kept; one that is forgotten starts anew.
 const PACES: usize = 10_000;
+/// Of how many accounts the seats are kept where none is taken.
+const EMPTY_SEATS: usize = 1000;
 
 /// Admits callers.
 pub(super) struct Admission {
@@ -29,7 +32,7 @@ pub(super) struct Admission {
     paces: Cache<AccountId, Arc<Pace>>,
     /// How many connections one account may have at once, and those that it has.
     connections: usize,
-    seats: Cache<AccountId, Seats>,
+    seats: Mutex<SeatTable>,
     danger_plaintext: bool,
 }
 
@@ -54,7 +57,7 @@ impl Admission {
             per_minute,
             paces: Cache::new(PACES),
             connections,
-            seats: Cache::new(PACES),
+            seats: Mutex::default(),
             danger_plaintext,
         }
     }
@@ -87,14 +90,6 @@ impl Admission {
                 return Err(self.refuse(connection));
             }
         };
-        if let Some(newcomer) = parts.extensions.get::<Newcomer>() {
-            // Its code is not the operator's: its connections are counted, and one that a session has
-            // stays with the session.
-            let fresh = || Ok::<_, std::convert::Infallible>(Seats::new(self.connections));
-            let Ok(seats) = self.seats.get_or_insert_with(&workload.account, fresh);
-            let seated = newcomer.seat_if_unowned(&seats);
-            seated.map_err(|_crowded| ModelFailure::TooManyConnections)?;
-        }
         self.pace(&workload.account)?;
         Ok(Admitted { workload, shown })
     }
@@ -106,6 +101,21 @@ impl Admission {
     pub(super) async fn standing(&self, workload: &Workload) -> Result<Standing, ModelFailure> {
         let standing = self.check.check(&workload.account).await;
         standing.map_err(ModelFailure::PaymentUnknown)
+    }
+
+    /// Counts a connection for an account, and no more for its address: its code is not the operator's.
+    /// One that a session has stays with the session.
+    ///
+    /// # Errors
+    /// [`ModelFailure::TooManyConnections`].
+    pub(super) fn seat(&self, parts: &Parts, account: &AccountId) -> Result<(), ModelFailure> {
+        let Some(newcomer) = parts.extensions.get::<Newcomer>() else {
+            return Ok(());
+        };
+        let mut table = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken before anybody else can find that nobody has it.
+        let seated = newcomer.seat_if_unowned(&table.of(account, self.connections));
+        seated.map_err(|_crowded| ModelFailure::TooManyConnections)
     }
 
     /// Says no to a wrong credential, in this way unless its address has failed too often.
@@ -126,6 +136,31 @@ impl Admission {
     }
 }
 
+/// The seats of accounts. Those of which one is taken are never forgotten, or an account would have
+/// all of them once more.
+#[derive(Debug, Default)]
+struct SeatTable {
+    seats: HashMap<AccountId, Seats>,
+    /// How many may be there before it is looked which of them nobody has.
+    look_at: usize,
+}
+
+impl SeatTable {
+    fn of(&mut self, account: &AccountId, limit: usize) -> Seats {
+        if let Some(seats) = self.seats.get(account) {
+            return seats.clone();
+        }
+        if self.seats.len() >= self.look_at {
+            self.seats.retain(|_, seats| seats.free() < limit);
+            // As many more as there are, so that looking costs little for each that comes.
+            self.look_at = EMPTY_SEATS + 2 * self.seats.len();
+        }
+        let seats = Seats::new(limit);
+        self.seats.insert(account.clone(), seats.clone());
+        seats
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -135,6 +170,7 @@ mod tests {
     use crate::id::SandboxName;
     use crate::payment::{BoxFuture, Error};
     use crate::secret::Secret;
+    use crate::serve::Newcomers;
 
     /// A check that nobody may ask.
     #[derive(Debug)]
@@ -207,5 +243,20 @@ mod tests {
             let got = caller(listener, tls, danger, plain, "");
             assert!(matches!(got, Err(ModelFailure::Unauthenticated)), "{got:?}");
         }
+    }
+
+    #[test]
+    fn an_account_with_a_seat_is_not_forgotten() {
+        let newcomers = Newcomers::new(10, 10);
+        let newcomer = newcomers.admit([10, 0, 0, 1].into()).unwrap();
+        let (mut table, first) = (SeatTable::default(), AccountId::of_number(1));
+        newcomer.seat(&table.of(&first, 1)).unwrap();
+        for number in 2..5 * EMPTY_SEATS as u64 {
+            assert_eq!(table.of(&AccountId::of_number(number), 1).free(), 1);
+            assert!(table.seats.len() <= EMPTY_SEATS + 3, "{number}");
+        }
+        assert_eq!(table.of(&first, 1).free(), 0);
+        drop(newcomer);
+        assert_eq!(table.of(&first, 1).free(), 1);
     }
 }

@@ -6,29 +6,32 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http_body_util::BodyExt as _;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::Room;
 use super::hidden::Hidden;
-use super::room::Held;
-use crate::web::ModelFailure;
+use crate::id::AccountId;
+use crate::web::{BodyError, BodyLimits, HeldRoom, ModelFailure};
 
-/// The longest body, in bytes: what the model provider takes.
-const BODY_LIMIT_BYTES: usize = 32 * 1024 * 1024;
+/// What a body may be: as long as the model provider takes.
+const LIMITS: BodyLimits = BodyLimits {
+    bytes: 32 * 1024 * 1024,
+    whole: Duration::from_mins(5),
+    silence: Duration::from_secs(10),
+};
 /// What is reserved for input whose size nobody sees: the tokens of the model provider's largest
 /// context, or what is left of a budget.
 const HIDDEN_TOKENS: u64 = 1_000_000;
 /// What a body is where its call says nothing else, and always where it is read.
 const JSON: &str = "application/json";
-/// How long a body may take to arrive.
-const BODY_DEADLINE: Duration = Duration::from_mins(5);
 
 /// What is asked.
 pub(super) struct Ask {
@@ -41,7 +44,7 @@ pub(super) struct Ask {
     /// The most tokens of its answer, where it says so.
     max_tokens: Option<u32>,
     /// The memory that it takes; given back when it is dropped.
-    _held: Held,
+    _held: HeldRoom<AccountId>,
 }
 
 /// What a call may use.
@@ -74,17 +77,17 @@ impl fmt::Debug for Ask {
 }
 
 impl Ask {
-    /// Reads the body of a call whose tokens are counted.
+    /// Reads the body of an account's call whose tokens are counted.
     ///
     /// # Errors
-    /// [`ModelFailure::BadRequest`], [`ModelFailure::TooLarge`], [`ModelFailure::Slow`], and those of
-    /// `room`, which is asked for the memory of a whole body before a byte of it is read.
+    /// [`ModelFailure::BadRequest`], [`ModelFailure::NoRoom`], [`ModelFailure::Slow`] and
+    /// [`ModelFailure::TooLarge`].
     pub(super) async fn read(
         headers: &HeaderMap,
         body: Body,
-        room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
+        owner: (&Arc<Room>, &AccountId),
     ) -> Result<Self, ModelFailure> {
-        let (body, held) = Self::take(headers, body, room).await?;
+        let (body, held) = Self::take(headers, body, owner).await?;
         Self::of(body, held)
     }
 
@@ -96,10 +99,10 @@ impl Ask {
         headers: &HeaderMap,
         shown: &str,
         body: Body,
-        room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
+        owner: (&Arc<Room>, &AccountId),
     ) -> Result<Self, ModelFailure> {
         let content_type = content_type(headers, shown)?.to_owned();
-        let (body, held) = Self::take(headers, body, room).await?;
+        let (body, held) = Self::take(headers, body, owner).await?;
         Ok(Self {
             body,
             content_type,
@@ -112,27 +115,22 @@ impl Ask {
     async fn take(
         headers: &HeaderMap,
         body: Body,
-        room: impl FnOnce(usize) -> Result<Held, ModelFailure>,
-    ) -> Result<(Bytes, Held), ModelFailure> {
+        (room, account): (&Arc<Room>, &AccountId),
+    ) -> Result<(Bytes, HeldRoom<AccountId>), ModelFailure> {
         let mut codings = headers.get_all(CONTENT_ENCODING).iter();
         if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             let text = "the body must have no content coding";
             return Err(ModelFailure::BadRequest(text));
         }
-        let announced = headers.get(CONTENT_LENGTH);
-        let announced = announced.and_then(|value| value.to_str().ok()?.parse().ok());
-        let announced: Option<usize> = announced;
-        if announced.is_some_and(|bytes| bytes > BODY_LIMIT_BYTES) {
-            return Err(ModelFailure::TooLarge);
-        }
-        let held = room(announced.unwrap_or(BODY_LIMIT_BYTES))?;
-        let announced = announced.unwrap_or(0);
-        let read = tokio::time::timeout(BODY_DEADLINE, collect(body, announced)).await;
-        let body = read.map_err(|_elapsed| ModelFailure::Slow)??;
-        Ok((body, held))
+        let read = room.read(account.clone(), headers, body, &LIMITS).await;
+        read.map_err(|why| match why {
+            BodyError::NoRoom => ModelFailure::NoRoom,
+            BodyError::Slow => ModelFailure::Slow,
+            BodyError::TooLarge => ModelFailure::TooLarge,
+        })
     }
 
-    fn of(body: Bytes, held: Held) -> Result<Self, ModelFailure> {
+    fn of(body: Bytes, held: HeldRoom<AccountId>) -> Result<Self, ModelFailure> {
         let read = serde_json::from_slice::<Fields>(&body).map_err(|_odd| {
             ModelFailure::BadRequest(
                 "the body must be a JSON object in which model, a text, and max_tokens, a whole \
@@ -194,22 +192,6 @@ fn content_type<'a>(headers: &'a HeaderMap, shown: &str) -> Result<&'a str, Mode
     }
 }
 
-async fn collect(mut body: Body, announced: usize) -> Result<Bytes, ModelFailure> {
-    // What is announced is not believed beyond a first step.
-    let mut whole = Vec::with_capacity(announced.min(128 * 1024));
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_ended| ModelFailure::Slow)?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if whole.len() + data.len() > BODY_LIMIT_BYTES {
-            return Err(ModelFailure::TooLarge);
-        }
-        whole.extend_from_slice(&data);
-    }
-    Ok(whole.into())
-}
-
 /// The fields that are read.
 #[derive(Default)]
 struct Fields {
@@ -261,19 +243,21 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::room::Room;
-    use crate::id::AccountId;
+    use crate::gateway::ROOM;
+    use crate::web::BodyRoom;
+    use http::header::CONTENT_LENGTH;
 
-    fn room(bytes: usize) -> Result<Held, ModelFailure> {
-        Room::new().take(&AccountId::of_number(1), bytes)
+    async fn ask(text: &str) -> Result<Ask, ModelFailure> {
+        read(&HeaderMap::new(), Body::from(text.to_owned())).await
     }
 
-    fn ask(text: &str) -> Result<Ask, ModelFailure> {
-        Ask::of(Bytes::copy_from_slice(text.as_bytes()), room(0)?)
+    async fn read(headers: &HeaderMap, body: Body) -> Result<Ask, ModelFailure> {
+        let (room, account) = (BodyRoom::new(ROOM), AccountId::of_number(1));
+        Ask::read(headers, body, (&room, &account)).await
     }
 
-    #[test]
-    fn the_most_is_that_of_both_directions() {
+    #[tokio::test]
+    async fn the_most_is_that_of_both_directions() {
         for (body, model, output) in [
             (r#"{"model":"m","max_tokens":5}"#, "m", 5),
             (r#"{"max_tokens":64000,"model":"m","x":[{}]}"#, "m", 64_000),
@@ -283,7 +267,7 @@ mod tests {
             // Half a character is the model provider's matter.
             (r#"{"model":"m","x":"\ud83d"}"#, "m", 0),
         ] {
-            let ask = ask(body).unwrap();
+            let ask = ask(body).await.unwrap();
             assert_eq!(ask.model, model, "{body}");
             let seen = output + body.len() as u64;
             assert_eq!(ask.seen().tokens, seen..=seen, "{body}");
@@ -297,8 +281,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_cannot_be_seen_is_reserved_for() {
+    #[tokio::test]
+    async fn what_cannot_be_seen_is_reserved_for() {
         for (more, told, hidden, is_alone) in [
             (r#""messages":[]"#, 0, 0, false),
             (r#""tools":[{"name":"Bash"}]"#, 1024, 0, false),
@@ -317,13 +301,13 @@ mod tests {
             (r#""container":"c""#, 0, HIDDEN_TOKENS, true),
         ] {
             let body = format!("{{\"max_tokens\":5,{more}}}");
-            let need = ask(&body).unwrap().need().unwrap();
+            let need = ask(&body).await.unwrap().need().unwrap();
             let least = body.len() as u64 + 5 + told;
             assert_eq!(need.tokens, least..=least + hidden, "{more}");
             assert_eq!(need.is_alone, is_alone, "{more}");
         }
         for body in ["{}", r#"{"max_tokens":null}"#] {
-            let refused = ask(body).unwrap().need();
+            let refused = ask(body).await.unwrap().need();
             let Err(ModelFailure::BadRequest(text)) = refused else {
                 panic!("{body}: {refused:?}");
             };
@@ -331,8 +315,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_hides_the_most_is_refused() {
+    #[tokio::test]
+    async fn what_hides_the_most_is_refused() {
         for body in [
             "",
             "[]",
@@ -348,7 +332,7 @@ mod tests {
             r#"{"model":1}"#,
             r#"{"max_tokens":1}{"max_tokens":2}"#,
         ] {
-            let refused = ask(body);
+            let refused = ask(body).await;
             assert!(
                 matches!(refused, Err(ModelFailure::BadRequest(_))),
                 "{body}: {refused:?}"
@@ -360,30 +344,32 @@ mod tests {
     async fn a_body_is_bounded_and_in_the_clear() {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
-        let refused = Ask::read(&headers, Body::from("{}"), room).await;
+        let refused = read(&headers, Body::from("{}")).await;
         assert!(matches!(refused, Err(ModelFailure::BadRequest(_))));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_LENGTH, "33554433".parse().unwrap());
-        let refused = Ask::read(&headers, Body::from("{}"), room).await;
+        let refused = read(&headers, Body::from("{}")).await;
         assert!(matches!(refused, Err(ModelFailure::TooLarge)));
-        let long = vec![b' '; BODY_LIMIT_BYTES + 1];
-        let refused = Ask::read(&HeaderMap::new(), Body::from(long), room).await;
+        let long = vec![b' '; LIMITS.bytes + 1];
+        let refused = read(&HeaderMap::new(), Body::from(long)).await;
         assert!(matches!(refused, Err(ModelFailure::TooLarge)));
-        // Room is asked for before a byte is read, for what may come at most.
-        let mut asked = Vec::new();
-        for announced in ["", "2", "33554432"] {
-            let mut headers = HeaderMap::new();
-            if !announced.is_empty() {
-                headers.insert(CONTENT_LENGTH, announced.parse().unwrap());
-            }
-            let none = |bytes| {
-                asked.push(bytes);
-                Err(ModelFailure::NoRoom)
-            };
-            let refused = Ask::read(&headers, Body::from("{}"), none).await;
-            assert!(matches!(refused, Err(ModelFailure::NoRoom)));
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_holds_what_it_is_until_it_is_dropped() {
+        let (room, account) = (BodyRoom::new(ROOM), AccountId::of_number(1));
+        let ask = |headers: HeaderMap| {
+            let (room, account) = (Arc::clone(&room), account.clone());
+            async move { Ask::read(&headers, Body::from("{}"), (&room, &account)).await }
+        };
+        // With its length, and without one as in chunks.
+        let announced = HeaderMap::from_iter([(CONTENT_LENGTH, 2.into())]);
+        for headers in [announced, HeaderMap::new()] {
+            let asked = ask(headers).await.unwrap();
+            assert_eq!(room.taken(), 2 * 2);
+            drop(asked);
+            assert_eq!(room.taken(), 0);
         }
-        assert_eq!(asked, [BODY_LIMIT_BYTES, 2, BODY_LIMIT_BYTES]);
     }
 
     #[tokio::test]

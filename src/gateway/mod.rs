@@ -14,7 +14,6 @@ mod hidden;
 mod mask;
 mod passing;
 mod path;
-mod room;
 mod usage;
 
 use std::fmt;
@@ -35,17 +34,16 @@ use self::fields::Credential;
 use self::mask::{Mask, Masked};
 use self::passing::{Account, Passing};
 use self::path::Call;
-use self::room::Room;
 use crate::audit::{Decision, Found, Handed, Kind, Record, Sink, Traffic};
 use crate::callout::{self, Callout, Opened};
-use crate::id::RequestId;
+use crate::id::{AccountId, RequestId};
 use crate::identity::{WorkloadKeys, without_credentials};
 use crate::pace::Pace;
 use crate::payment::{Ledger, PaymentCheck, Refusal, Reservation};
 use crate::secret::Secret;
 use crate::serve::Throttle;
 use crate::upstream::Upstream;
-use crate::web::{Connection, ModelFailure, REQUEST_ID};
+use crate::web::{BodyRoom, Connection, ModelFailure, REQUEST_ID, RoomSize};
 
 pub use path::ExtraPath;
 pub use usage::{Counted, UsageReader};
@@ -54,6 +52,17 @@ pub use usage::{Counted, UsageReader};
 pub const PREFIX: &str = "/api/claude-gateway";
 /// How many connections to the model provider wait for their next request.
 const IDLE_CONNECTIONS: usize = 64;
+/// The memory for bodies: of one account four of the longest at once, and of four such accounts.
+/// Whoever finds none is told so at once.
+const ROOM: RoomSize = RoomSize {
+    all_bytes: 1 << 30,
+    part_bytes: 256 << 20,
+    step_bytes: 64 * 1024,
+    wait: Duration::ZERO,
+};
+
+/// The memory for bodies, by account.
+type Room = BodyRoom<AccountId>;
 
 /// How the gateway is set up.
 #[derive(Clone, Debug)]
@@ -114,7 +123,7 @@ pub struct Gateway {
     payment_url: Option<Arc<str>>,
     answer_timeout: Option<Duration>,
     silence_timeout: Option<Duration>,
-    room: Room,
+    room: Arc<Room>,
     one_at_a_time: OneAtATime,
     /// How often the log tells operators of the same trouble with the model provider.
     alarm: Pace,
@@ -163,7 +172,7 @@ impl Gateway {
             payment_url: config.payment_url,
             answer_timeout: config.answer_timeout,
             silence_timeout: config.silence_timeout,
-            room: Room::new(),
+            room: Room::new(ROOM),
             one_at_a_time: OneAtATime::default(),
             alarm: Pace::per_minute(1),
         })
@@ -218,20 +227,21 @@ impl Gateway {
         let refuse = |refusal| self.refuse(refusal);
         self.ledger.admits().await.map_err(refuse)?;
         let standing = self.admission.standing(&admitted.workload).await?;
-        // Who has nothing at all left need not send a body.
-        if !self.ledger.allows(&standing) {
-            return Err(ModelFailure::Unpaid(self.payment_url.clone()));
-        }
+        // Who has nothing left need not send a body.
+        let left = self.ledger.expect_left(&standing, SystemTime::now());
+        left.await.map_err(refuse)?;
         let is_extra = matches!(call, Call::Extra { .. });
         if is_extra && !self.ledger.is_unbounded(&standing) {
             return Err(ModelFailure::Uncounted);
         }
-        let room = |bytes| self.room.take(&admitted.workload.account, bytes);
+        let account = &admitted.workload.account;
+        self.admission.seat(&parts, account)?;
+        let owner = (&self.room, account);
         let ask = match call.method() {
             "POST" if is_extra => {
-                Some(Ask::unread(&parts.headers, &admitted.shown, body, room).await?)
+                Some(Ask::unread(&parts.headers, &admitted.shown, body, owner).await?)
             }
-            "POST" => Some(Ask::read(&parts.headers, body, room).await?),
+            "POST" => Some(Ask::read(&parts.headers, body, owner).await?),
             _ => None,
         };
         let costs = ask.as_ref().filter(|_| call == Call::Messages);
@@ -240,7 +250,7 @@ impl Gateway {
             Some(ask) if self.ledger.is_unbounded(&standing) => ask.seen(),
             Some(ask) => ask.need()?,
         };
-        let alone = || self.one_at_a_time.take(&admitted.workload.account);
+        let alone = || self.one_at_a_time.take(account);
         let alone = need.is_alone.then(alone).transpose()?;
         let model = costs.map_or("", |ask| ask.model.as_str());
         let sandbox = &admitted.workload.sandbox;

@@ -115,11 +115,29 @@ impl Ledger {
         is_here.then_some(()).ok_or(Refusal::HandedOver)
     }
 
-    /// Tells whether somebody of this standing may use anything at all, whatever was used so far.
-    pub fn allows(&self, standing: &Standing) -> bool {
+    /// Asks whether somebody of this standing has anything left, as the book stands now: for those of
+    /// whom nobody knows yet what they want.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn expect_left(&self, standing: &Standing, now: SystemTime) -> Result<(), Refusal> {
+        let (Some(budget), used_up) = self.budget(standing) else {
+            return Ok(());
+        };
+        if budget == 0 {
+            return Err(used_up);
+        }
+        let month = Month::of(now).map_err(Refusal::Unknown)?;
+        let page = self.page(standing.account(), month).await;
+        let page = page.map_err(Refusal::Unknown)?;
+        let counted = page.state().book.counted();
+        (counted < budget).then_some(()).ok_or(used_up)
+    }
+
+    fn budget(&self, standing: &Standing) -> (Option<u64>, Refusal) {
         match standing {
-            Standing::Paid(_) => true,
-            Standing::Unpaid(_) => self.budgets.free_allowance > 0,
+            Standing::Paid(_) => (self.budgets.monthly, Refusal::BudgetUsed),
+            Standing::Unpaid(_) => (Some(self.budgets.free_allowance), Refusal::Unpaid),
         }
     }
 
@@ -142,10 +160,7 @@ impl Ledger {
         tokens: RangeInclusive<u64>,
         now: SystemTime,
     ) -> Result<Reservation, Refusal> {
-        let (budget, used_up) = match standing {
-            Standing::Paid(_) => (self.budgets.monthly, Refusal::BudgetUsed),
-            Standing::Unpaid(_) => (Some(self.budgets.free_allowance), Refusal::Unpaid),
-        };
+        let (budget, used_up) = self.budget(standing);
         // A request that reserves nothing is still a request.
         let (least, most) = ((*tokens.start()).max(1), *tokens.end());
         if budget.is_some_and(|budget| least > budget) {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use oshu_vault::config::PublicUrl;
 use oshu_vault_sdk::CreateSession;
 
-use crate::support::{Answer, Anthropic, within};
+use crate::support::{Answer, Anthropic, Origin, within};
 
 use super::{
     ACCOUNT, BODY, JWT_SECRET, OTHER_SECRET, PAYMENT_URL, Stage, jwt, jwt_by, message, post, secret,
@@ -411,28 +411,27 @@ async fn an_account_has_so_many_connections_and_what_a_session_has_is_the_sessio
 }
 
 #[tokio::test]
-async fn bodies_that_are_under_way_have_a_bound_together() {
-    let stage = Stage::new().await;
-    stage.pay(ACCOUNT, true).await;
-    let head = format!(
-        "POST /api/claude-gateway/v1/messages HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer \
-         {}\r\nContent-Length: 33554432\r\n\r\n",
+async fn who_may_use_nothing_takes_no_seat() {
+    let provider = Origin::answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await;
+    let stage = Stage::around(provider, |config| config.limits.session_connections = 1).await;
+    let request = format!(
+        "GET /api/claude-gateway/v1/models HTTP/1.1\r\nHost: v\r\nAuthorization: Bearer {}\r\n\r\n",
         jwt(ACCOUNT)
     );
-    let mut waiting = tokio::task::JoinSet::new();
-    for _ in 0..5 {
+    let mut kept = Vec::new();
+    for _ in 0..3 {
         let mut conn = stage.connect().await;
-        conn.send(&head).await;
-        waiting.spawn(async move { conn.answer().await });
+        conn.send(&request).await;
+        let answer = conn.answer().await;
+        assert_eq!(answer.status, 402, "{}", answer.text());
+        kept.push(conn);
     }
-    // Four of the longest have room; the fifth need not be sent to be refused.
-    let first = within("an answer", waiting.join_next()).await;
-    let first = first.expect("five").expect("an answer");
-    assert_eq!(first.status, 429, "{}", first.text());
-    assert_eq!(first.json()["details"]["code"], "too_much_at_once");
-    stage.pay("2", true).await;
-    assert_eq!(stage.message(&jwt("2")).await.status, 200);
-    waiting.shutdown().await;
-    let room = async { while stage.message(&jwt(ACCOUNT)).await.status != 200 {} };
-    within("room again", room).await;
+    // Once it is paid, the first of them that asks has the one that there is.
+    stage.pay(ACCOUNT, true).await;
+    let mut statuses = Vec::new();
+    for conn in &mut kept {
+        conn.send(&request).await;
+        statuses.push(conn.answer().await.status);
+    }
+    assert_eq!(statuses, [200, 429, 429]);
 }
