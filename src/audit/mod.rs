@@ -19,10 +19,11 @@ mod tally;
 mod verify;
 mod writer;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::host::HostPort;
@@ -314,20 +315,46 @@ impl Drop for Record {
 }
 
 /// A record that goes on with what it is about, to whoever takes it over. Whoever handed it on may
-/// take it back, if nobody did; left alone, it is written like any other.
-#[derive(Clone, Debug)]
-pub struct Handed(Arc<Mutex<Option<Record>>>);
+/// take it back, if nobody did, and is told when the request is accepted; left alone, it is written
+/// like any other.
+#[derive(Clone)]
+pub struct Handed(Arc<Mutex<Given>>);
+
+struct Given {
+    record: Option<Record>,
+    accepted: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl fmt::Debug for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handed").finish_non_exhaustive()
+    }
+}
 
 impl Handed {
-    /// Hands a record on.
-    pub fn new(record: Record) -> Self {
-        Self(Arc::new(Mutex::new(Some(record))))
+    /// Hands a record on, with what is to be done once the request is accepted.
+    pub fn new(record: Record, accepted: impl FnOnce() + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Given {
+            record: Some(record),
+            accepted: Some(Box::new(accepted)),
+        })))
     }
 
     /// Takes the record over; nothing where another did.
     pub fn take(&self) -> Option<Record> {
-        let mut record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        record.take()
+        self.lock().record.take()
+    }
+
+    /// Says that the request is accepted: it goes on to where it wants.
+    pub fn accept(&self) {
+        let accepted = self.lock().accepted.take();
+        if let Some(accepted) = accepted {
+            accepted();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Given> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

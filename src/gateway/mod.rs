@@ -182,13 +182,13 @@ impl Gateway {
     pub async fn handle(&self, mut request: Request) -> Response {
         let id = RequestId::generate();
         let handed = request.extensions_mut().remove::<Handed>();
-        let mut record = handed.and_then(|handed| handed.take()).unwrap_or_else(|| {
+        let mut record = handed.as_ref().and_then(Handed::take).unwrap_or_else(|| {
             let mut record = Record::begin(&self.audit, Kind::Exchange);
             record.request(request.method().as_str(), request.uri().path());
             record.target(self.provider.target());
             record
         });
-        let mut response = match self.exchange(request, &mut record).await {
+        let mut response = match self.exchange(request, (&mut record, handed.as_ref())).await {
             Ok(forwarded) => self.pass(forwarded, record),
             Err(failure) => {
                 let decision = if failure.is_fault() {
@@ -212,7 +212,7 @@ impl Gateway {
     async fn exchange(
         &self,
         request: Request,
-        record: &mut Record,
+        (record, handed): (&mut Record, Option<&Handed>),
     ) -> Result<Forwarded, ModelFailure> {
         let (parts, body) = request.into_parts();
         if let Some(from) = parts.extensions.get::<Connection>() {
@@ -258,6 +258,9 @@ impl Gateway {
             self.ledger
                 .reserve(&standing, sandbox, model, need.tokens, SystemTime::now());
         let reservation = reserved.await.map_err(refuse)?;
+        if let Some(handed) = handed {
+            handed.accept();
+        }
         let opened = self.send(&call, &parts, &admitted, ask.as_ref());
         let opened = match opened.await {
             Ok(opened) => opened,

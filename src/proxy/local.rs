@@ -117,7 +117,7 @@ impl LocalServer {
         head: RequestHead,
         peer: &Peer,
     ) -> After {
-        self.answer_for(down, head, peer, None).await
+        self.answer_for(down, head, peer, None).await.after
     }
 
     /// Serves one origin-form request, whose record may have been begun already. Where it ends before
@@ -127,8 +127,8 @@ impl LocalServer {
         down: &mut Connection,
         head: RequestHead,
         peer: &Peer,
-        record: Option<Handed>,
-    ) -> After {
+        record: Option<&Handed>,
+    ) -> Answered {
         let is_head = head.method() == b"HEAD";
         let mut keep_alive = !closes(&head.fields, head.version)
             && head.version == Version::Http11
@@ -136,10 +136,10 @@ impl LocalServer {
         let (pieces, upload) = mpsc::channel(PIECES_AHEAD);
         let (mut request, framing) = match local_request(&head, peer, Upload(upload)) {
             Ok(request) => request,
-            Err(refusal) => return refuse_for(down, &refusal, record.as_ref()).await,
+            Err(refusal) => return refuse_for(down, &refusal, record).await,
         };
-        if let Some(record) = record.clone() {
-            request.extensions_mut().insert(record);
+        if let Some(record) = record {
+            request.extensions_mut().insert(record.clone());
         }
         let waits = head
             .fields
@@ -147,7 +147,7 @@ impl LocalServer {
             .any(|v| v.eq_ignore_ascii_case(b"100-continue"));
         let unsent = framing != Framing::None && down.input.is_empty();
         if waits && unsent && down.send(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
-            return refuse_for(down, &Refusal::gone(), record.as_ref()).await;
+            return refuse_for(down, &Refusal::gone(), record).await;
         }
         let mut body = Body::new(framing).without_framing();
         let mut response = (self.local)(request);
@@ -168,17 +168,34 @@ impl LocalServer {
         };
         let response = match response {
             Ok(response) => response,
-            Err(refusal) => return refuse_for(down, &refusal, record.as_ref()).await,
+            Err(refusal) => return refuse_for(down, &refusal, record).await,
         };
+        let status = Some(response.status().as_u16());
         keep_alive &= body.is_done() && !peer.newcomer.overstays(self.config.stranger_limit());
         // Another process may have taken over meanwhile.
         keep_alive &= !self.drain.is_leaving();
-        match write(down, response, is_head, keep_alive).await {
+        let after = match write(down, response, is_head, keep_alive).await {
             Ok(()) if keep_alive => After::KeepAlive,
             Ok(()) => After::Close,
             Err(_gone) => After::Gone,
-        }
+        };
+        Answered { after, status }
     }
+}
+
+/// How a request to our own routes ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    pub(super) after: After,
+    /// The status of the answer; none where nobody was there for one.
+    pub(super) status: Option<u16>,
+}
+
+impl Answered {
+    const GONE: Self = Self {
+        after: After::Gone,
+        status: None,
+    };
 }
 
 /// Waits for the head of an answer, unless its reader goes away first: what is done for an answer
@@ -309,7 +326,7 @@ async fn pump(
 
 /// Refuses what did not reach the service, or ends with whoever left; the record says which, unless the
 /// service has it.
-async fn refuse_for(down: &mut Connection, refusal: &Refusal, record: Option<&Handed>) -> After {
+async fn refuse_for(down: &mut Connection, refusal: &Refusal, record: Option<&Handed>) -> Answered {
     let is_gone = refusal.decision() == Decision::Aborted;
     if let Some(mut record) = record.and_then(Handed::take) {
         if !is_gone {
@@ -318,9 +335,12 @@ async fn refuse_for(down: &mut Connection, refusal: &Refusal, record: Option<&Ha
         record.decision(refusal.decision(), refusal.code);
     }
     if is_gone {
-        return After::Gone;
+        return Answered::GONE;
     }
-    refuse(down, refusal).await
+    Answered {
+        after: refuse(down, refusal).await,
+        status: Some(refusal.status),
+    }
 }
 
 async fn refuse(down: &mut Connection, refusal: &Refusal) -> After {

@@ -6,17 +6,16 @@
 //! host, tokens are swapped in the fields of a credential and nowhere else: what the service passes
 //! on must not have a value in it. Called by both doors.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use tokio::time::timeout;
+use std::sync::{Arc, OnceLock};
 
 use super::connect::allowed;
 use super::detect::{Protocol, detect};
 use super::exchange::{path_of, unless_gone};
-use super::local::LocalServer;
+use super::intercept::{Offer, handshake};
+use super::local::{Answered, LocalServer};
 use super::reject::{self, Refusal};
-use super::{After, Proxy, probe};
+use super::{After, Proxy};
 use crate::audit::{Decision, Handed, Kind, Record};
 use crate::host::HostPort;
 use crate::policy::Scheme;
@@ -96,15 +95,8 @@ async fn serve(
         Protocol::Http => Scheme::Http,
         Protocol::Unknown => return Err((Decision::Denied, "unknown_protocol")),
         Protocol::Tls => {
-            let shaken = probe::accept(proxy, down, target);
-            down = match timeout(limits.handshake_timeout, shaken).await {
-                Err(_elapsed) => return Err((Decision::Aborted, "handshake_timeout")),
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "a workload's TLS handshake with us failed");
-                    return Err((Decision::Aborted, "handshake_failed"));
-                }
-                Ok(Ok(down)) => down,
-            };
+            let shaken = handshake(proxy, down, target, Offer::Http1).await?;
+            down = shaken.connection;
             peer.tls = true;
             Scheme::Https
         }
@@ -176,20 +168,32 @@ pub(super) async fn exchange(
             return refuse(down, &refusal, record).await;
         }
     };
-    let _in_flight = visit.handle.exchange();
-    visit
-        .handle
-        .counters()
-        .exchanges
-        .fetch_add(1, Ordering::Relaxed);
-    let handed = Handed::new(record);
-    let after = visit
+    // Only what the service accepts renews the session and counts as let through: anybody may ask.
+    let in_flight = Arc::new(OnceLock::new());
+    let handed = Handed::new(record, {
+        let (in_flight, handle) = (Arc::clone(&in_flight), Arc::clone(visit.handle));
+        move || {
+            in_flight.get_or_init(|| handle.exchange());
+            handle.counters().exchanges.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let Answered { after, status } = visit
         .server
-        .answer_for(down, head, &visit.peer, Some(handed.clone()))
+        .answer_for(down, head, &visit.peer, Some(&handed))
         .await;
     if let Some(mut record) = handed.take() {
-        record.status(403);
-        record.decision(Decision::Denied, "own_address");
+        match status {
+            Some(status) => {
+                record.status(status);
+                record.decision(Decision::Denied, "own_address");
+            }
+            None => record.decision(Decision::Aborted, "client_gone"),
+        }
+    }
+    let is_refused = status.is_some_and(|status| (400..500).contains(&status));
+    if is_refused && in_flight.get().is_none() {
+        let denied = &visit.handle.counters().denied;
+        denied.fetch_add(1, Ordering::Relaxed);
     }
     after
 }

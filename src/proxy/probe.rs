@@ -4,17 +4,13 @@
 //! under our root like any other, and carries one fixed answer. Nothing is looked up, dialled or
 //! swapped, and the session's lifetime is not renewed. Called by `connect`.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-
-use rustls::ServerConfig;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
 use super::Proxy;
 use super::connect::allowed;
 use super::exchange::path_of;
+use super::intercept::{Offer, handshake};
 use crate::audit::{Decision, Kind, Record};
 use crate::host::HostPort;
 use crate::session::TunnelGuard;
@@ -57,7 +53,7 @@ pub(super) async fn run(
         () = guard.cut() => record.decision(Decision::Aborted, "session_cut"),
         ended = serve(proxy, down, &target, exchange) => match ended {
             Ok(()) => allowed(&mut record),
-            Err(reason) => record.decision(Decision::Aborted, reason),
+            Err((decision, reason)) => record.decision(decision, reason),
         },
     }
 }
@@ -67,38 +63,17 @@ async fn serve(
     down: Connection,
     target: &HostPort,
     exchange: impl FnOnce() -> Record,
-) -> Result<(), &'static str> {
+) -> Result<(), (Decision, &'static str)> {
     let limits = proxy.config;
-    let shaken = timeout(limits.handshake_timeout, accept(proxy, down, target)).await;
-    let mut down = match shaken {
-        Err(_elapsed) => return Err("handshake_timeout"),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "the TLS handshake of a probe failed");
-            return Err("handshake_failed");
-        }
-        Ok(Ok(down)) => down,
-    };
+    let mut down = handshake(proxy, down, target, Offer::Http1)
+        .await?
+        .connection;
     let block = down.read_head(limits.first_byte_timeout, limits.head_timeout);
     let head = block.await.ok().and_then(|block| parse_request(block).ok());
-    let head = head.ok_or("no_request")?;
+    let head = head.ok_or((Decision::Aborted, "no_request"))?;
     answer(&mut down, &head, exchange()).await;
     down.linger(limits.linger_timeout).await;
     Ok(())
-}
-
-/// Ends a workload's TLS under our root; what is served here is served in HTTP/1.1.
-pub(super) async fn accept(
-    proxy: &Proxy,
-    down: Connection,
-    target: &HostPort,
-) -> io::Result<Connection> {
-    let config = proxy.authority.server_config(&target.host).await;
-    let mut config = ServerConfig::clone(&*config.map_err(io::Error::other)?);
-    // What is answered here is answered in HTTP/1.1.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let stream = acceptor.accept(down.into_replay()).await?;
-    Ok(Connection::new(Box::new(stream)))
 }
 
 async fn answer(down: &mut Connection, head: &RequestHead, mut record: Record) {

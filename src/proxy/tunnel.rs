@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use super::connect::allowed;
 use super::context::{Lane, Lanes};
 use super::detect::{Protocol, detect};
-use super::{Proxy, bridge, intercept, passthrough, relay};
+use super::intercept::{self, Offer};
+use super::{Proxy, bridge, passthrough, relay};
 use crate::audit::{Decision, Record, Traffic};
 use crate::host::HostPort;
 use crate::policy::Scheme;
@@ -67,7 +68,7 @@ async fn serve(
     }
     let (down, scheme, is_h2) = match protocol {
         Protocol::Tls => {
-            let inner = Box::pin(intercept::handshake(proxy, down, &target)).await?;
+            let inner = Box::pin(intercept::handshake(proxy, down, &target, Offer::All)).await?;
             (inner.connection, Scheme::Https, inner.is_h2)
         }
         Protocol::Http => (down, Scheme::Http, false),

@@ -26,7 +26,7 @@ pub(super) async fn stage(url: &str) -> (Stage, Origin) {
     (stage, other)
 }
 
-fn raw(target: &str, line: &str) -> String {
+pub(super) fn raw(target: &str, line: &str) -> String {
     format!(
         "POST {target} HTTP/1.1\r\nHost: {OWN}\r\n{line}Content-Length: {}\r\n\r\n{BODY}",
         BODY.len()

@@ -10,6 +10,7 @@ mod deliveries;
 mod echo;
 mod forward;
 mod inner;
+mod own_address;
 mod payment;
 mod records;
 mod relay;
