@@ -62,6 +62,8 @@ pub struct SignInConfig {
     pub client_secret: Option<Secret>,
     /// Where the callback may send people, letter for letter.
     pub return_to: Vec<String>,
+    /// Codes are not exchanged without the verifier of RFC 7636.
+    pub needs_verifier: bool,
     /// Requests of one address a minute.
     pub requests_per_minute: u32,
 }
@@ -72,6 +74,7 @@ pub struct SignIn {
     client_id: String,
     client_secret: Option<Secret>,
     return_to: Vec<String>,
+    needs_verifier: bool,
     paces: Paces,
 }
 
@@ -114,6 +117,8 @@ struct DeviceTokenAsked {
 #[serde(deny_unknown_fields)]
 struct ExchangeAsked {
     code: String,
+    #[serde(default)]
+    code_verifier: Option<String>,
 }
 
 /// A token of GitHub's, and all that a caller gets.
@@ -157,6 +162,7 @@ impl SignIn {
             client_id: config.client_id,
             client_secret: config.client_secret,
             return_to: config.return_to,
+            needs_verifier: config.needs_verifier,
             paces: Paces::per_minute(config.requests_per_minute),
         })
     }
@@ -200,18 +206,24 @@ impl SignIn {
         let Some(secret) = &self.client_secret else {
             return Err(TaggedFailure::NotFound);
         };
-        let expects = "the body: expects {\"code\": TEXT}";
+        let expects = "the body: expects {\"code\": TEXT, \"code_verifier\": TEXT}";
         let asked: ExchangeAsked = self.asked(request, expects).await?;
         if !is_code(&asked.code) {
             let expects = "code: expects 1 to 512 letters, digits, '-' and '_'";
             return Err(TaggedFailure::BadRequest(expects));
         }
+        let verifier = asked.code_verifier.as_deref();
+        if !verifier.map_or(!self.needs_verifier, is_verifier) {
+            let expects = "code_verifier: expects 43 to 128 letters, digits, '-', '.', '_' and '~'";
+            return Err(TaggedFailure::BadRequest(expects));
+        }
         let secret = std::str::from_utf8(secret.expose()).map_err(|_unread| refused())?;
-        let form = [
+        let mut form = vec![
             ("client_id", self.client_id.as_str()),
             ("client_secret", secret),
             ("code", &asked.code),
         ];
+        form.extend(verifier.map(|verifier| ("code_verifier", verifier)));
         match self.ask(TOKEN_PATH, &form).await? {
             Given::Token(token) => Ok(answer(StatusCode::OK, &token)),
             Given::Refusal(refusal) if refusal.error == "bad_verification_code" => {
@@ -321,6 +333,12 @@ fn refused() -> TaggedFailure {
 fn is_code(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     (1..=TEXT_LIMIT_BYTES).contains(&text.len()) && text.bytes().all(is_plain)
+}
+
+/// Tells whether a text can be a code verifier (RFC 7636 §4.1).
+fn is_verifier(text: &str) -> bool {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    (43..=128).contains(&text.len()) && text.bytes().all(is_unreserved)
 }
 
 /// Tells whether a text can be the name of an error of OAuth's.

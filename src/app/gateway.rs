@@ -13,7 +13,7 @@ use axum::routing::any;
 use super::Error;
 use crate::api::{self, OpenState, Relay, SignIn, SignInConfig};
 use crate::audit::Sink;
-use crate::config::{Config, PageUrl, PaymentProvider};
+use crate::config::{Config, PageUrl, PaymentProvider, Pkce, ReturnTo};
 use crate::gateway::{self, Gateway};
 use crate::identity::WorkloadKeys;
 use crate::payment::{
@@ -185,12 +185,21 @@ fn sign_in(config: &Config, shared: &Shared<'_>) -> Result<Option<Arc<SignIn>>, 
     let Some(client_id) = &github.client_id else {
         return Ok(None);
     };
+    let needs_verifier = github.pkce == Pkce::Required;
+    let goes_astray = !github.return_to.iter().all(ReturnTo::is_one_s_own);
+    if goes_astray && !needs_verifier && github.client_secret.is_some() {
+        tracing::warn!(
+            "github.return_to has addresses at which others may listen: whoever catches a code there \
+             can exchange it; have the application send a code_verifier and set github.pkce to required"
+        );
+    }
     let return_to = github.return_to.iter();
     let config = SignInConfig {
         url: github.url.as_str().to_owned(),
         client_id: client_id.as_str().to_owned(),
         client_secret: github.client_secret.clone(),
         return_to: return_to.map(|url| url.as_str().to_owned()).collect(),
+        needs_verifier,
         requests_per_minute: github.requests_per_minute,
     };
     let sign_in = SignIn::new(Arc::clone(shared.upstream), config);

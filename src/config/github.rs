@@ -8,7 +8,8 @@ use std::fmt;
 use super::Origin;
 use super::gateway::{ServiceUrl, Word};
 use super::raw::Reading;
-use super::value::Item;
+use super::settings::Shape;
+use super::value::{Item, Raw, Value, one_text, quote};
 use crate::secret::Secret;
 
 const CLIENT_ID: &str = "github.client_id";
@@ -41,6 +42,8 @@ pub struct Github {
     pub client_secret: Option<Secret>,
     /// Where the callback may send people.
     pub return_to: Vec<ReturnTo>,
+    /// Whether codes are exchanged without the verifier of RFC 7636.
+    pub pkce: Pkce,
     /// Requests of one address a minute.
     pub requests_per_minute: u32,
 }
@@ -53,8 +56,39 @@ impl Default for Github {
             client_id: None,
             client_secret: None,
             return_to: Vec::new(),
+            pkce: Pkce::Optional,
             requests_per_minute: 30,
         }
+    }
+}
+
+/// Whether whoever exchanges a code has to show that it was asked for by them (RFC 7636).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pkce {
+    /// What they show is passed on.
+    Optional,
+    /// Codes are not exchanged without.
+    Required,
+}
+
+impl Value for Pkce {
+    const SHAPE: Shape = Shape::One;
+    const NAME: &'static str = "optional|required";
+
+    fn read(raw: &Raw) -> Result<Self, Vec<String>> {
+        match one_text(raw) {
+            Some("optional") => Ok(Self::Optional),
+            Some("required") => Ok(Self::Required),
+            _ => Err(vec!["expects optional or required".to_owned()]),
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        let word = match self {
+            Self::Optional => "optional",
+            Self::Required => "required",
+        };
+        Some(quote(word))
     }
 }
 
@@ -87,6 +121,12 @@ impl ReturnTo {
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Tells whether nobody but its owner gets what is sent there. An application of the same scheme
+    /// may be anybody's, and so may a port of this machine's.
+    pub fn is_one_s_own(&self) -> bool {
+        self.0.starts_with("https://")
     }
 }
 
@@ -156,7 +196,9 @@ mod tests {
             "exp://192.168.1.5:8081",
             "com.example.app://callback",
         ] {
-            assert_eq!(ReturnTo::parse(good).unwrap().as_str(), good);
+            let place = ReturnTo::parse(good).unwrap();
+            assert_eq!(place.as_str(), good);
+            assert_eq!(place.is_one_s_own(), good.starts_with("https:"), "{good}");
         }
         for bad in [
             "",

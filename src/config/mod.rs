@@ -30,7 +30,7 @@ pub use check::state_dir;
 pub use gateway::{
     Gateway, PageUrl, Payment, PaymentProvider, PaymentStripe, PaymentWorkos, ServiceUrl, Word,
 };
-pub use github::{Github, ReturnTo};
+pub use github::{Github, Pkce, ReturnTo};
 pub use settings::{SETTINGS, Setting, Shape};
 pub use source::{Disk, FileContent, Files, Flags, SEAL_KEYS_LIMIT_BYTES, Source};
 pub use store::{Prefix, Shared, Store};

@@ -439,6 +439,10 @@ pub const SETTINGS: &[Setting] = &[
         "[\"https://app.example.com\", \"myapp://\"]",
         "Where GET /api/auth/callback may send people with their code, letter for letter: origins, or \
          URLs of applications. Nowhere by default."),
+    setting!("github.pkce", config.github.pkce, Anywhere, None, "\"optional\"",
+        "Whether POST /api/github/oauth/token needs a code_verifier (RFC 7636): optional or required. \
+         Whoever catches a code on its way to an application or to this machine can exchange it \
+         without; a code that was asked for with a code_challenge needs one at GitHub in any case."),
     setting!("github.requests_per_minute", config.github.requests_per_minute, Anywhere, None, "30",
         "Requests of one address (of IPv6: of one /64) to sign in a minute in the long run; as many \
          may come at once. More are answered 429."),

@@ -108,6 +108,7 @@ async fn codes_and_tokens_of_people_do_not_travel_in_the_clear() {
             client_id: "client".to_owned(),
             client_secret: Some(Secret::new(b"canary".to_vec())),
             return_to: vec!["https://app.example.com".to_owned()],
+            needs_verifier: false,
             requests_per_minute: 100,
         };
         let sign_in = SignIn::new(upstream_of_tests(), config).unwrap();

@@ -200,7 +200,8 @@ fn what_each_node_would_keep_for_itself_is_refused_on_a_store_of_several() {
 fn an_app_of_github_has_an_id() {
     const SECRET: (&str, &str) = ("OSHU_VAULT__GITHUB__CLIENT_SECRET", "canary-client-secret");
     let file = "github.client_id = 'Iv1.x'\ngithub.return_to = ['https://a.example', 'myapp://']\n\
-                github.requests_per_minute = 3\ngithub.url = 'https://git.example'\n";
+                github.requests_per_minute = 3\ngithub.url = 'https://git.example'\n\
+                github.pkce = 'required'\n";
     let config = load(&[SECRET], file).unwrap();
     let github = &config.github;
     let places: Vec<&str> = github.return_to.iter().map(ReturnTo::as_str).collect();
@@ -210,6 +211,7 @@ fn an_app_of_github_has_an_id() {
         (github.requests_per_minute, github.url.as_str()),
         (3, "https://git.example")
     );
+    assert_eq!(github.pkce, Pkce::Required);
     let printed = format!("{}{config:?}", config.redacted());
     assert!(!printed.contains("canary"), "{printed}");
     assert!(
@@ -218,7 +220,13 @@ fn an_app_of_github_has_an_id() {
     );
     let none = load(&[], "").unwrap().github;
     assert!(none.client_id.is_none() && none.return_to.is_empty());
-    let cases: [Mistake<'_>; 5] = [
+    assert_eq!(none.pkce, Pkce::Optional);
+    let cases: [Mistake<'_>; 6] = [
+        (
+            &[],
+            "github.client_id = 'x'\ngithub.pkce = true",
+            "github.pkce: expects optional or required",
+        ),
         (
             &[SECRET],
             "",

@@ -12,6 +12,7 @@ mod forward;
 mod inner;
 mod own_address;
 mod payment;
+mod pkce;
 mod records;
 mod relay;
 mod sign_in;

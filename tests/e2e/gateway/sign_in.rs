@@ -11,7 +11,7 @@ use super::{Stage, secret};
 
 const HOST: &str = "github.com";
 const CLIENT_ID: &str = "Iv1.client&id";
-const CLIENT_SECRET: &str = "CANARY-client-secret";
+pub(super) const CLIENT_SECRET: &str = "CANARY-client-secret";
 const APP: &str = "https://app.example.com";
 const NATIVE: &str = "myapp://signed-in";
 
@@ -27,7 +27,7 @@ fn github(config: &mut Config) {
 }
 
 /// Sets the stage with a GitHub that answers like this.
-async fn stage(answer: String, change: fn(&mut Config)) -> (Stage, Origin) {
+pub(super) async fn stage(answer: String, change: fn(&mut Config)) -> (Stage, Origin) {
     let github_com = Origin::answer(answer).await;
     let provider = Anthropic::start().await.into_origin();
     let address = github_com.addr();
@@ -40,7 +40,7 @@ async fn stage(answer: String, change: fn(&mut Config)) -> (Stage, Origin) {
     (stage.await, github_com)
 }
 
-fn says(status: u16, body: &Value) -> String {
+pub(super) fn says(status: u16, body: &Value) -> String {
     let body = body.to_string();
     format!(
         "HTTP/1.1 {status} X\r\nContent-Type: application/json; charset=utf-8\r\n\
@@ -49,7 +49,7 @@ fn says(status: u16, body: &Value) -> String {
     )
 }
 
-async fn post(stage: &Stage, path: &str, body: &str) -> Answer {
+pub(super) async fn post(stage: &Stage, path: &str, body: &str) -> Answer {
     let asked = format!(
         "POST /api/github/{path} HTTP/1.1\r\nHost: v\r\nCookie: a=CALLER\r\n\
          Authorization: Bearer CALLER\r\nContent-Type: application/json\r\nContent-Length: \
@@ -65,7 +65,7 @@ async fn callback(stage: &Stage, method: &str, query: &str) -> Answer {
 }
 
 /// What GitHub has to receive: nothing of the caller's but what the form says.
-fn asked(path: &str, form: &str) -> String {
+pub(super) fn asked(path: &str, form: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nhost: {HOST}\r\nuser-agent: oshu-vault\r\naccept-encoding: \
          identity\r\naccept: application/json\r\ncontent-type: \
@@ -75,7 +75,7 @@ fn asked(path: &str, form: &str) -> String {
 }
 
 /// Returns a token as GitHub gives it, and as a caller gets it.
-fn token() -> (Value, Value) {
+pub(super) fn token() -> (Value, Value) {
     let told = json!({ "access_token": "gho_CANARY", "token_type": "bearer", "scope": "repo" });
     let mut given = told.clone();
     given["refresh_token"] = "ghr_CANARY".into();

@@ -266,6 +266,7 @@ fn model_calls(printed: &mut Printed) -> (Gateway, Payment) {
         client_id: "client".to_owned(),
         client_secret: Some(secret()),
         return_to: Vec::new(),
+        needs_verifier: false,
         requests_per_minute: 1,
     };
     printed.add("SignInConfig", &sign_in);
