@@ -174,9 +174,11 @@ fn operator() -> Router<ApiState> {
         )
 }
 
-/// Makes the service of the routes of `/api` beside the gateway. They have failures of their own form.
+/// Makes the service of the routes of `/api` beside the gateway. They have failures of their own form,
+/// and so has what is not there.
 pub fn open_router(state: OpenState) -> Router {
     let other = |allow| any(async move || TaggedFailure::MethodNotAllowed(allow));
+    let none = || any(async || TaggedFailure::NotFound);
     Router::new()
         .route("/api/health", other("GET,HEAD").get(open::health))
         .route("/api/webhooks/stripe", any(webhook::stripe))
@@ -185,6 +187,9 @@ pub fn open_router(state: OpenState) -> Router {
         .route("/api/github/device/token", any(sign_in::device_token))
         .route("/api/github/oauth/token", any(sign_in::exchange))
         .route("/api/auth/callback", any(sign_in::callback))
+        .route("/api", none())
+        .route("/api/", none())
+        .route("/api/{*path}", none())
         .with_state(state)
 }
 

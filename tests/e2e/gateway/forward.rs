@@ -313,6 +313,7 @@ async fn without_its_secrets_there_is_no_gateway() {
     });
     let stage = stage.await;
     let answer = stage.message(&jwt(ACCOUNT)).await;
-    assert_eq!((answer.status, answer.code().as_str()), (404, "not_found"));
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.json()["details"]["_tag"], "NotFound");
     stage.provider.expect_nothing("no gateway");
 }

@@ -155,3 +155,31 @@ async fn another_server_name_is_refused_at_our_own_address() {
     assert_eq!(status(&mut conn, MESSAGES, &line).await, 200);
     other.expect_nothing("our own name");
 }
+
+#[tokio::test]
+async fn what_is_not_there_below_api_says_so_in_its_own_form() {
+    let (stage, _other) = stage("https://vault.example.com").await;
+    for path in ["/api", "/api/", "/api/nothing", "/api/claude-gateway"] {
+        for method in ["GET", "POST"] {
+            let asked = format!("{method} {path} HTTP/1.1\r\nHost: v\r\nContent-Length: 0\r\n\r\n");
+            let answer = stage.ask(asked).await;
+            assert_eq!(answer.status, 404, "{method} {path}");
+            assert_eq!(answer.header("content-type"), Some("application/json"));
+            assert_eq!(answer.json()["details"]["_tag"], "NotFound");
+            assert_eq!(answer.json()["error"], "not found");
+        }
+    }
+    // Without its secrets the gateway is one of them.
+    let bare = crate::support::Vault::builder().start().await;
+    let tcp = tokio::net::TcpStream::connect(bare.plain_addr()).await;
+    let mut conn = Conn::new(tcp.expect("a connection"));
+    conn.send(raw(MESSAGES, "")).await;
+    let answer = conn.answer().await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.json()["details"]["_tag"], "NotFound");
+    // Beside it is the management API, in the form that it has.
+    let answer = stage
+        .ask("GET /v1/nothing HTTP/1.1\r\nHost: v\r\n\r\n")
+        .await;
+    assert_eq!(answer.json()["code"], "not_found", "{}", answer.text());
+}
