@@ -365,7 +365,7 @@ impl Log {
 }
 
 /// Connects to a listener.
-async fn dial(address: SocketAddr) -> Conn {
+pub(crate) async fn dial(address: SocketAddr) -> Conn {
     let tcp = within("a connection", TcpStream::connect(address)).await;
     Conn::new(tcp.expect("a connection"))
 }

@@ -1,11 +1,12 @@
 //! The leak suite: secrets go through every path, and nothing of them stays anywhere.
 //!
-//! Values, credentials and the API key are searched for, in every form that they could have taken,
+//! Values, credentials and keys are searched for, in every form that they could have taken,
 //! in all that the program says and keeps: answers, audit records, the log at its most talkative
 //! level, files, panics, and `Debug`.
 
 mod crash;
 mod debug;
+mod faces;
 mod failures;
 mod paths;
 
