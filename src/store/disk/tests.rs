@@ -57,6 +57,8 @@ struct Faults {
     blind: AtomicBool,
     /// Closing panics, once.
     mad: AtomicBool,
+    /// Writes that have these bytes in them fail.
+    cursed: Mutex<Vec<u8>>,
     /// Nothing reaches the disk for now.
     stalled: Mutex<bool>,
     stirred: Condvar,
@@ -115,6 +117,10 @@ impl StorageBackend for Faulty {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         self.obey()?;
+        let cursed = self.faults.cursed.lock().unwrap();
+        if !cursed.is_empty() && memchr::memmem::find(data, &cursed).is_some() {
+            return Err(io::Error::other("a bad block"));
+        }
         self.file.write(offset, data)
     }
 
@@ -126,6 +132,11 @@ impl StorageBackend for Faulty {
 }
 
 fn faulty(place: &Place) -> (Disk, Arc<Faults>) {
+    let (opener, faults) = faulty_opener(place);
+    (Disk::with(&place.path(), opener).unwrap(), faults)
+}
+
+fn faulty_opener(place: &Place) -> (Opener, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let shared = Arc::clone(&faults);
     let opener: Opener = Box::new(move |path| {
@@ -136,7 +147,7 @@ fn faulty(place: &Place) -> (Disk, Arc<Faults>) {
         })
     });
     file::make(&place.path()).unwrap();
-    (Disk::with(&place.path(), opener).unwrap(), faults)
+    (opener, faults)
 }
 
 /// Waits until a store takes changes again, of its own accord.
@@ -498,4 +509,45 @@ async fn a_disk_that_stalls_while_it_is_handed_over_stays_in_use() {
     };
     tokio::time::timeout(PATIENCE, heals).await.unwrap();
     assert!(gate.hand_over(PATIENCE).await.unwrap().is_exclusive());
+}
+
+#[tokio::test]
+async fn a_bad_change_fails_alone_and_those_that_waited_with_it_are_done() {
+    for is_bad_first in [true, false] {
+        let place = Place::new();
+        let (opener, faults) = faulty_opener(&place);
+        let (bad, good) = (key(), key());
+        *faults.cursed.lock().unwrap() = b"what cannot be written".to_vec();
+        let (requests, queue) = std::sync::mpsc::channel();
+        let ask = |key: &RowKey, sealed: &[u8]| {
+            let (sender, answer) = oneshot::channel();
+            let change = Change::Put(key.clone(), row(sealed));
+            requests.send(Request::Change(change, sender)).unwrap();
+            answer
+        };
+        // Both wait before the thread begins: they are one group.
+        let mut answers = [None, None];
+        for is_bad in [is_bad_first, !is_bad_first] {
+            answers[usize::from(is_bad)] = Some(if is_bad {
+                ask(&bad, b"this is what cannot be written")
+            } else {
+                ask(&good, b"row")
+            });
+        }
+        drop(requests);
+        let status = Arc::new(Status::default());
+        let file = opener(&place.path()).unwrap();
+        let writer = Writer::new(place.path(), file, opener, Arc::clone(&status));
+        std::thread::spawn(move || writer.run(&queue))
+            .join()
+            .unwrap();
+        let [done, failed] = answers.map(Option::unwrap);
+        assert!(!done.await.unwrap().unwrap(), "there was no such row");
+        let failed = failed.await.unwrap();
+        assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+        // The last one tells how the disk does.
+        assert_eq!(status.health(PATIENCE).is_ok(), is_bad_first);
+        let rows = place.open().load().await.unwrap().rows;
+        assert_eq!(rows, [(good, row("row"))]);
+    }
 }
