@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use oshu_vault_sdk::{Client, CreateSession, Error, ListSessions, SecretSpec, UpdateSession};
 use tokio::sync::watch;
 
-use crate::support::{GOOD, Origin, REAL, SIDE, Scene, Vault, contains};
+use crate::support::{GOOD, Origin, REAL, SIDE, Scene, Vault, contains, soon};
 
 const TARGET: &str = "good.example.com:443";
 const NEW: &str = "rotated-value-9876543210";
@@ -395,15 +395,19 @@ async fn case_62_a_deleted_session_ends_at_once_everywhere() {
     assert_eq!(pooled.answer().await.status, 200);
 
     sdk.delete_session(id).await.expect("deleted");
-    for conn in [&mut idle, &mut silent, &mut pooled] {
-        conn.expect_end().await;
-    }
-    let (rest, end) = busy.rest_and_end().await;
+    let (rest, end) = soon("the end of all that is open", async {
+        for conn in [&mut idle, &mut silent, &mut pooled] {
+            conn.expect_end().await;
+        }
+        let ended = busy.rest_and_end().await;
+        scene.good.wait_ended(scene.good.connections()).await;
+        ended
+    })
+    .await;
     assert!(
         rest.is_empty() && end.is_err(),
         "a stream that is cut looks cut"
     );
-    scene.good.wait_ended(scene.good.connections()).await;
     scene.good.forget();
 
     assert_eq!(scene.workload.refused(TARGET).await.status, 407);

@@ -109,6 +109,10 @@ async fn an_exchange_in_flight_ends_before_the_server_does() {
         }
     })
     .await;
+    // Whoever is impatient hurries nobody: the drain has an end of its own, and this is not it.
+    server.signal(Signal::TERM);
+    server.signal(Signal::INT);
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     upstream
         .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
         .await
@@ -127,6 +131,77 @@ async fn an_exchange_in_flight_ends_before_the_server_does() {
         "{exchange}"
     );
     assert_eq!(exchange["status"], 200);
+}
+
+/// Stops the program in the middle of whatever it does, and waits until none of its threads runs.
+#[cfg(target_os = "linux")]
+async fn freeze(server: &super::Server) {
+    server.signal(Signal::STOP);
+    let id = server.child.id().expect("a running server");
+    let is_stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.expect("a thread").path().join("stat"));
+        // One that ended meanwhile runs no more than others.
+        let stat = stat.unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with('T'))
+    };
+    within("no thread that runs", async {
+        loop {
+            let mut threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("it lives");
+            if threads.all(is_stopped) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_program_that_was_stopped_goes_on_where_it_was() {
+    let origin = Origin::patient().await;
+    let home = Home::new();
+    let roots = home.write("origin.pem", TestCa::shared().pem());
+    let resolve = format!("--resolve=api.example.com={}", origin.addr());
+    let server = home
+        .serve_dev(&[&format!("--upstream-ca={roots}"), &resolve])
+        .await;
+    let sdk = Client::builder(server.url(), server.api_key());
+    let sdk = sdk.build().unwrap();
+    let session = sdk.create_session(&CreateSession::new()).await.unwrap();
+    let exported = home.run(&["ca", "export"]).await.expect(0).stdout;
+    let addresses = (Some(server.plain()), None);
+    let (id, token) = (&session.session_id, &session.token);
+    let workload = Workload::at(addresses, &exported, id, token);
+    let target = "api.example.com:443";
+    let mut open = workload.open_all(target).await;
+    let [kept, _stream, _socket, _untouched] = &mut open[..] else {
+        panic!("all four");
+    };
+    freeze(&server).await;
+    origin.forget();
+    let head = "GET /late HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
+    kept.send(head).await;
+    // The system takes connections in its place; nothing passes unseen meanwhile.
+    let mut fresh = workload.plain().await;
+    let authorization = workload.authorization();
+    let connect = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}\r\n");
+    fresh.send(connect).await;
+    origin.expect_nothing("a program that is stopped");
+    server.signal(Signal::CONT);
+    assert_eq!(kept.answer().await.status, 200);
+    assert_eq!(fresh.answer_head().await.status, 200);
+    let mut fresh = workload.encrypt(fresh, target).await;
+    fresh.send(head).await;
+    assert_eq!(fresh.answer().await.status, 200);
+    sdk.get_session(id).await.unwrap();
+    // What was open is so still, and ends with its session.
+    sdk.delete_session(id).await.unwrap();
+    for mut conn in open {
+        let _ended = conn.rest_and_end().await;
+    }
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -259,3 +259,40 @@ async fn reading_everything_keeps_nothing_else_waiting() {
     let pages = relay.mentions("HSCAN");
     assert!(pages >= 3, "{pages}");
 }
+
+#[tokio::test]
+async fn a_store_that_comes_and_goes_loses_nothing_that_was_answered() {
+    let Some(fleet) = Fleet::new().await else {
+        return;
+    };
+    let session = fleet.create().await;
+    fleet.works(&fleet.b, &session).await;
+    let sdk = fleet.a.vault.sdk();
+    let (mut made, mut refused) = (Vec::new(), 0);
+    for _ in 0..10 {
+        fleet.a.relay.shut(true);
+        for _ in 0..3 {
+            // What is known goes on; what is new is made, or refused and not half made.
+            fleet.works(&fleet.a, &session).await;
+            match sdk.create_session(&request()).await {
+                Ok(session) => made.push(session),
+                answer => {
+                    assert!(is_unavailable(&answer), "{answer:?}");
+                    refused += 1;
+                }
+            }
+            fleet.a.relay.shut(false);
+        }
+    }
+    fleet.a.becomes_ready(200).await;
+    made.push(fleet.create().await);
+    println!("made {}, refused {refused}", made.len());
+    assert!(refused > 0, "it was away");
+    for session in &made {
+        fleet.works(&fleet.a, session).await;
+        fleet.works(&fleet.b, session).await;
+    }
+    let deleted = made.pop().expect("a session").session_id;
+    sdk.delete_session(&deleted).await.unwrap();
+    fleet.works(&fleet.b, &session).await;
+}

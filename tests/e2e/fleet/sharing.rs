@@ -4,7 +4,7 @@
 use oshu_vault_sdk::{Error, ListSessions, UpdateSession};
 
 use super::{Fleet, GOOD, NAME, TARGET, get_with, request};
-use crate::support::{Conn, Origin, REAL, contains, within};
+use crate::support::{Origin, REAL, contains, soon, within};
 
 /// A value that takes the place of the first.
 const OTHER: &str = "other-value/0123456789+abcdef";
@@ -48,56 +48,9 @@ async fn a_session_made_on_one_node_works_at_once_on_the_other() {
     }
 }
 
-/// An origin that answers, streams, or grants a WebSocket, and leaves the last two open.
-async fn patient() -> Origin {
-    Origin::script(|request, conn| async move {
-        let line = request.line();
-        if line.contains("/stream") {
-            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
-                .await;
-        } else if line.contains("/socket") {
-            conn.send(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                 Connection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
-            )
-            .await;
-        } else {
-            return conn
-                .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                .await;
-        }
-        conn.wait_end().await;
-    })
-    .await
-}
-
-/// Opens one of everything that stays open: an idle tunnel, a stream, a WebSocket.
-async fn open_all(fleet: &Fleet, node: &super::Node, session: &super::CreatedSession) -> Vec<Conn> {
-    let workload = node.vault.workload(session);
-    let mut idle = workload.connect(TARGET).await;
-    idle.send(get_with(session)).await;
-    assert_eq!(idle.answer().await.status, 200);
-    let mut stream = workload.connect(TARGET).await;
-    stream
-        .send(format!("GET /stream HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"))
-        .await;
-    stream.take_until(b"ok\r\n").await;
-    let mut socket = workload.connect(TARGET).await;
-    socket
-        .send(format!(
-            "GET /socket HTTP/1.1\r\nHost: {GOOD}\r\nUpgrade: websocket\r\n\
-             Connection: Upgrade\r\n\r\n"
-        ))
-        .await;
-    socket.take_until(b"\r\n\r\n").await;
-    let untouched = workload.tunnel(TARGET).await;
-    fleet.good.forget();
-    vec![idle, stream, socket, untouched]
-}
-
 #[tokio::test]
 async fn case_62_a_deletion_on_one_node_cuts_what_is_open_on_the_other() {
-    let Some(fleet) = Fleet::around(patient().await, |vault| vault).await else {
+    let Some(fleet) = Fleet::around(Origin::patient().await, |vault| vault).await else {
         return;
     };
     for is_silent in [false, true] {
@@ -106,7 +59,9 @@ async fn case_62_a_deletion_on_one_node_cuts_what_is_open_on_the_other() {
         }
         let (session, other) = (fleet.create().await, fleet.create().await);
         fleet.works(&fleet.b, &other).await;
-        let mut open = open_all(&fleet, &fleet.b, &session).await;
+        let workload = fleet.b.vault.workload(&session);
+        let mut open = workload.open_all(TARGET).await;
+        fleet.good.forget();
         fleet
             .a
             .vault
@@ -119,11 +74,14 @@ async fn case_62_a_deletion_on_one_node_cuts_what_is_open_on_the_other() {
             407,
             "at once where it was deleted"
         );
-        for conn in &mut open {
-            let _ended = within("the end of what was open", conn.rest_and_end()).await;
-        }
-        // Whoever comes again is told that there is nothing.
-        fleet.b.becomes(&session, 407).await;
+        soon("the end of what was open", async {
+            for conn in &mut open {
+                let _ended = conn.rest_and_end().await;
+            }
+            // Whoever comes again is told that there is nothing.
+            fleet.b.becomes(&session, 407).await;
+        })
+        .await;
         let shown = fleet.b.vault.sdk().get_session(&session.session_id).await;
         assert!(matches!(shown, Err(Error::NotFound(_))), "{shown:?}");
         fleet.works(&fleet.b, &other).await;
@@ -154,7 +112,7 @@ async fn a_patch_on_one_node_applies_to_open_tunnels_of_the_other() {
             .await;
         patched.unwrap();
         // What the policy no longer allows is cut.
-        let _ended = within("the end of the tunnel", lost.rest_and_end()).await;
+        let _ended = soon("the end of the tunnel", lost.rest_and_end()).await;
         // What it allows goes on, with the new value, under the old token.
         within("the new value", async {
             loop {

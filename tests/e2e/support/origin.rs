@@ -474,6 +474,30 @@ impl Origin {
         Self::builder().raw(script).await
     }
 
+    /// Starts a TLS origin that answers, streams (`/stream`), or grants a WebSocket (`/socket`), and
+    /// leaves the last two open.
+    pub(crate) async fn patient() -> Self {
+        Self::script(|request, conn| async move {
+            let line = request.line();
+            if line.contains("/stream") {
+                conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
+                    .await;
+            } else if line.contains("/socket") {
+                conn.send(
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                     Connection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
+                )
+                .await;
+            } else {
+                return conn
+                    .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await;
+            }
+            conn.wait_end().await;
+        })
+        .await
+    }
+
     /// Returns where it listens.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.address

@@ -119,7 +119,24 @@ impl Redis {
 
     /// Asks the server for something, past every relay.
     pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&[u8]]) -> T {
+        let link = self.try_link().await.expect("a connection");
+        Self::ask_over(link, words).await
+    }
+
+    /// The same on a server with a password.
+    pub(crate) async fn ask_as<T: FromRedisValue>(&self, password: &[u8], words: &[&[u8]]) -> T {
+        Self::ask_over(self.login(password).await, words).await
+    }
+
+    async fn login(&self, password: &[u8]) -> MultiplexedConnection {
         let mut link = self.try_link().await.expect("a connection");
+        let mut login = redis::cmd("AUTH");
+        login.arg(password);
+        login.query_async::<()>(&mut link).await.expect("a login");
+        link
+    }
+
+    async fn ask_over<T: FromRedisValue>(mut link: MultiplexedConnection, words: &[&[u8]]) -> T {
         let (first, rest) = words.split_first().expect("a command");
         let mut command = redis::cmd(std::str::from_utf8(first).expect("a name"));
         for word in rest {
@@ -133,17 +150,9 @@ impl Redis {
 impl Redis {
     /// Flips a bit of a row on a server with a password.
     pub(crate) async fn forge(&self, password: &[u8], key: &[u8], field: &[u8]) {
-        let mut link = self.try_link().await.expect("a connection");
-        let mut login = redis::cmd("AUTH");
-        login.arg(password);
-        login.query_async::<()>(&mut link).await.expect("a login");
-        let mut read = redis::cmd("HGET");
-        read.arg(key).arg(field);
-        let mut row: Vec<u8> = read.query_async(&mut link).await.expect("a row");
+        let mut row: Vec<u8> = self.ask_as(password, &[b"HGET", key, field]).await;
         *row.last_mut().expect("a byte") ^= 1;
-        let mut write = redis::cmd("HSET");
-        write.arg(key).arg(field).arg(row);
-        write.query_async::<()>(&mut link).await.expect("a change");
+        let () = self.ask_as(password, &[b"HSET", key, field, &row]).await;
     }
 }
 

@@ -120,6 +120,26 @@ impl Workload {
         self.encrypt(tunnel, target).await
     }
 
+    /// Opens one of everything that stays open towards [`Origin::patient`](super::Origin::patient): a
+    /// tunnel that was used, a stream, a WebSocket, and a tunnel without a byte in it.
+    pub(crate) async fn open_all(&self, target: Target<'_>) -> Vec<Conn> {
+        let (host, _port) = target.rsplit_once(':').expect("host:port");
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n");
+        let mut idle = self.connect(target).await;
+        idle.send(format!("{}\r\n", get("/"))).await;
+        assert_eq!(idle.answer().await.status, 200);
+        let mut stream = self.connect(target).await;
+        stream.send(format!("{}\r\n", get("/stream"))).await;
+        stream.take_until(b"ok\r\n").await;
+        let mut socket = self.connect(target).await;
+        let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\n";
+        socket
+            .send(format!("{}{upgrade}\r\n", get("/socket")))
+            .await;
+        socket.take_until(b"\r\n\r\n").await;
+        vec![idle, stream, socket, self.tunnel(target).await]
+    }
+
     /// Opens a tunnel through the TLS listener and speaks TLS in it.
     pub(crate) async fn connect_secure(&self, target: Target<'_>) -> Conn {
         let mut conn = self.secure().await;

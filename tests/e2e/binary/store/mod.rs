@@ -3,6 +3,7 @@
 
 mod audit;
 mod damage;
+mod endings;
 mod full;
 pub(super) mod handover;
 mod keys;

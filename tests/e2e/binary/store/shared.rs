@@ -1,8 +1,12 @@
 //! Two processes on one shared store: what one does holds on the other, and what both say.
+//!
+//! How soon a deletion bites on the other one is held as it is promised by `make soak`.
 
-use super::{Made, Place, TARGET};
-use crate::binary::get;
-use crate::support::{Redis, Relay, within};
+use std::time::{Duration, Instant};
+
+use super::{Place, TARGET};
+use crate::binary::{Server, get};
+use crate::support::{Redis, Relay, Workload, soon, within};
 
 /// What both nodes have to have alike.
 const ALIKE: [&str; 4] = ["ca.pem", "ca.key", "seal.key", "api.key"];
@@ -39,10 +43,13 @@ async fn two_processes_share_sessions_and_name_a_forged_row() {
             b"canary-0123456789abcdef",
         ])
         .await;
-    let relay = Relay::to(&redis).await;
-    let url = relay.url().replace("://", "://:canary-0123456789abcdef@");
+    let (relay, relay_two) = (Relay::to(&redis).await, Relay::to(&redis).await);
+    let [url, url_two] = [&relay, &relay_two].map(|relay| {
+        let url = relay.url();
+        url.replace("://", "://:canary-0123456789abcdef@")
+    });
     let (one, two) = (Place::new().await, Place::new().await);
-    let (one, two) = (at(one, &url), at(two, &url));
+    let (one, two) = (at(one, &url), at(two, &url_two));
     let a = one.serve().await;
     copy(&one, &two);
     let b = two.serve().await;
@@ -52,15 +59,14 @@ async fn two_processes_share_sessions_and_name_a_forged_row() {
     one.works(&a, &other).await;
     let ca = get(a.plain(), "/v1/ca.pem").await;
     assert_eq!(ca.text(), get(b.plain(), "/v1/ca.pem").await.text());
-    // Deleted on one, dead on the other, with what is open.
-    let workload = two.workload(&b, &made).await;
-    let mut open = workload.tunnel(TARGET).await;
-    one.client(&a)
-        .delete_session(made.id())
-        .await
-        .expect("a deletion");
-    let _ended = within("the end of the tunnel", open.rest_and_end()).await;
-    is_gone_soon(&two, &b, &made).await;
+    // Deleted on one, dead on the other, with what is open; also where that is not announced.
+    for is_silent in [false, true] {
+        if is_silent {
+            relay_two.silence();
+        }
+        let deleted = deleted_elsewhere((&one, &a), (&two, &b));
+        soon("the end of what was open on the other", deleted).await;
+    }
     // A row that was changed by hand is named, and what lives goes on.
     let login = [b"canary-0123456789abcdef".as_slice()];
     redis
@@ -88,17 +94,69 @@ async fn two_processes_share_sessions_and_name_a_forged_row() {
     }
 }
 
-async fn is_gone_soon(place: &Place, server: &super::Server, made: &Made) {
-    let workload = place.workload(server, made).await;
+/// Deletes a session on one node that has a tunnel open on the other; returns how long it was until
+/// that was cut and whoever came again was told that there is nothing.
+async fn deleted_elsewhere(one: (&Place, &Server), two: (&Place, &Server)) -> Duration {
+    let made = one.0.create(one.1).await;
+    let workload = two.0.workload(two.1, &made).await;
+    let mut open = workload.tunnel(TARGET).await;
+    let client = one.0.client(one.1);
+    client.delete_session(made.id()).await.expect("a deletion");
+    let begin = Instant::now();
+    let _ended = open.rest_and_end().await;
+    is_gone_soon(&workload).await;
+    begin.elapsed()
+}
+
+async fn is_gone_soon(workload: &Workload) {
     within("a 407", async {
         loop {
             let mut conn = workload.plain().await;
-            if workload.ask(&mut conn, TARGET).await.status == 407 {
+            // From some of them on, too many have failed.
+            if [407, 429].contains(&workload.ask(&mut conn, TARGET).await.status) {
                 return;
             }
         }
     })
     .await;
+}
+
+/// Measures how soon a deletion bites on the other process: within two seconds, with and without its
+/// announcement.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures: make soak"]
+async fn soak_deletions_reach_the_other_process_within_two_seconds() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let (relay, relay_two) = (Relay::to(&redis).await, Relay::to(&redis).await);
+    let (one, two) = (Place::new().await, Place::new().await);
+    let (one, two) = (at(one, &relay.url()), at(two, &relay_two.url()));
+    let a = one.serve().await;
+    copy(&one, &two);
+    let b = two.serve().await;
+    for is_silent in [false, true] {
+        if is_silent {
+            relay_two.silence();
+        }
+        let mut times = Vec::new();
+        for _ in 0..50 {
+            let took = deleted_elsewhere((&one, &a), (&two, &b)).await;
+            assert!(
+                took < Duration::from_secs(2),
+                "announced {}: {took:?}",
+                !is_silent
+            );
+            times.push(took);
+        }
+        times.sort();
+        println!(
+            "two processes, announced {}: median {:?}, worst {:?}",
+            !is_silent, times[25], times[49]
+        );
+    }
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test]
@@ -141,4 +199,51 @@ async fn a_start_says_what_an_answer_is_worth_and_fails_without_the_store() {
         place.becomes(&server, 200).await;
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_an_error_at_the_start_and_an_outage_later() {
+    const WORDS: [&str; 2] = ["canary-0123456789abcdef", "canary-fedcba9876543210"];
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let [first, second] = WORDS.map(str::as_bytes);
+    let () = redis.ask(&[b"CONFIG", b"SET", b"requirepass", first]).await;
+    let relay = Relay::to(&redis).await;
+    let with = |word: &str| relay.url().replace("://", &format!("://:{word}@"));
+    for url in [relay.url(), with(WORDS[1])] {
+        let place = at(Place::new().await, &url);
+        let ended = place.refused().await;
+        ended.complains(1, &["the store cannot be used"]);
+    }
+    let place = at(Place::new().await, &with(WORDS[0]));
+    let server = place.serve().await;
+    let made = place.create(&server).await;
+    // Who is connected stays so; whoever has to connect again is refused.
+    let change: [&[u8]; 4] = [b"CONFIG", b"SET", b"requirepass", second];
+    let () = redis.ask_as(first, &change).await;
+    relay.shut(true);
+    place.becomes(&server, 503).await;
+    let before = relay.connections();
+    relay.shut(false);
+    within("attempts to come back", async {
+        while relay.connections() < before + 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    place.becomes(&server, 503).await;
+    let refused = super::create(&place.client(&server)).await;
+    let refused = refused.err().expect("a refusal");
+    assert_eq!(refused.status(), Some(503), "{refused}");
+    let () = redis
+        .ask_as(second, &[b"CONFIG", b"SET", b"requirepass", first])
+        .await;
+    place.becomes(&server, 200).await;
+    place.works(&server, &made).await;
+    let made = place.create(&server).await;
+    place.works(&server, &made).await;
+    let (code, _events, log) = server.end(rustix::process::Signal::TERM).await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("canary"), "{log}");
 }

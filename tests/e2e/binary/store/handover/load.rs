@@ -1,7 +1,7 @@
 //! Restarts one after the other while requests come: none of them fails.
 //!
 //! Clients do what good ones do: they take a new connection where the old one said that it closes.
-//! `make soak` runs the long form, at 500 requests a second.
+//! `make soak` runs the long form, at 500 requests a second, with the file and with a server.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -199,17 +199,27 @@ async fn no_request_fails_where_the_store_is_that_of_several_nodes() {
     assert_eq!(failures, [""; 0], "of {sent}");
 }
 
-/// `SOAK_RESTARTS` says how many times the server is replaced, `SOAK_STORE` what `store.url` is, as
-/// the URL of a server that may be emptied.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes, and a machine of its own"]
-async fn rolling_restart_under_500_requests_a_second() {
-    let count = std::env::var("SOAK_RESTARTS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let store = std::env::var("SOAK_STORE").ok();
-    let store = store.as_deref().map(|url| ("OSHU_VAULT__STORE__URL", url));
+/// Replaces the server under 500 requests a second; `SOAK_RESTARTS` says how many times.
+async fn soak(variables: &[(&str, &str)]) {
+    let count = std::env::var("SOAK_RESTARTS");
+    let count = count.map_or(10, |text| text.parse().expect("a number"));
     let load = (50, Duration::from_millis(100));
-    let (sent, failures) = restarts(count.unwrap_or(10), load, 2500, store.as_slice()).await;
+    let (sent, failures) = restarts(count, load, 2500, variables).await;
     assert_eq!(failures, [""; 0], "of {sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes, and a machine of its own: make soak"]
+async fn rolling_restart_under_500_requests_a_second() {
+    soak(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes, and a machine of its own: make soak"]
+async fn rolling_restart_under_500_requests_a_second_where_the_store_is_shared() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let relay = Relay::to(&redis).await;
+    soak(&[("OSHU_VAULT__STORE__URL", &relay.url())]).await;
 }
