@@ -534,9 +534,10 @@ pub(super) fn check_books(reading: &mut Reading) {
             "{expectation}; {BOOKS} = true allows it where one node alone gets the gateway's calls and \
              webhooks"
         );
-        let origin = match reading.is_given(key) {
-            true => reading.origin(key),
-            false => Origin::Missing,
+        let origin = if reading.is_given(key) {
+            reading.origin(key)
+        } else {
+            Origin::Missing
         };
         reading.report(key, expectation, origin);
     }

@@ -374,6 +374,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_not_read_passes_as_what_its_caller_says() {
+        let (room, account) = (BodyRoom::new(ROOM), AccountId::of_number(1));
+        let owner = (&room, &account);
         let text = "--b\r\n{\"max_tokens\":1,\"max_tokens\":2}";
         for (kinds, expected) in [
             (&[][..], Some("application/json")),
@@ -389,7 +391,7 @@ mod tests {
             for kind in kinds {
                 headers.append(CONTENT_TYPE, kind.parse().unwrap());
             }
-            let ask = Ask::unread(&headers, "SHOWN", Body::from(text), room).await;
+            let ask = Ask::unread(&headers, "SHOWN", Body::from(text), owner).await;
             let got = ask.as_ref().ok().map(|ask| ask.content_type.as_str());
             assert_eq!(got, expected, "{kinds:?}: {ask:?}");
             if let Ok(ask) = ask {
@@ -398,7 +400,7 @@ mod tests {
         }
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
-        let refused = Ask::unread(&headers, "SHOWN", Body::from(text), room).await;
+        let refused = Ask::unread(&headers, "SHOWN", Body::from(text), owner).await;
         assert!(matches!(refused, Err(ModelFailure::BadRequest(_))));
     }
 }

@@ -94,16 +94,15 @@ impl<'a> Reader<'a> {
         let (mut is_picture, mut is_document) = (false, false);
         self.object(&mut |reader, name| match name {
             "type" => {
-                match reader.word()?.as_deref() {
-                    Some("content" | "text") => is_known = true,
-                    Some("base64") => is_packed = true,
+                match reader.word()?.as_str() {
+                    "content" | "text" => is_known = true,
+                    "base64" => is_packed = true,
                     _ => is_other = true,
                 }
                 Some(())
             }
             "media_type" => {
-                let word = reader.word()?;
-                let picture = word.is_some_and(|word| word.starts_with("image/"));
+                let picture = reader.word()?.starts_with("image/");
                 is_picture |= picture;
                 is_document |= !picture;
                 Some(())
@@ -135,10 +134,10 @@ impl<'a> Reader<'a> {
                     return reader.skip();
                 }
                 let is_null = reader.is_none();
-                match reader.word()?.as_deref() {
-                    None if is_null => {}
-                    Some("custom") => {}
-                    Some(kind) if TOOLS_OF_CLIENTS.iter().any(|own| kind.starts_with(own)) => {
+                match reader.word()?.as_str() {
+                    "" if is_null => {}
+                    "custom" => {}
+                    kind if TOOLS_OF_CLIENTS.iter().any(|own| kind.starts_with(own)) => {
                         reader.hidden.told = reader.hidden.told.saturating_add(TOOL_TOKENS);
                     }
                     _ => reader.hidden.work = true,
@@ -162,7 +161,7 @@ impl<'a> Reader<'a> {
 
     fn object(&mut self, each: &mut dyn FnMut(&mut Self, &str) -> Option<()>) -> Option<()> {
         self.within(b'{', b'}', &mut |reader| {
-            let name = reader.word()?.unwrap_or_default();
+            let name = reader.word()?;
             reader.expect(b':')?;
             each(reader, &name)
         })
@@ -193,15 +192,15 @@ impl<'a> Reader<'a> {
         self.expect(close)
     }
 
-    /// Takes a value, and returns it where it is a short text.
-    fn word(&mut self) -> Option<Option<String>> {
+    /// Takes a value, and returns it where it is a short text; else an empty one.
+    fn word(&mut self) -> Option<String> {
         if self.peek()? != b'"' {
             self.skip()?;
-            return Some(None);
+            return Some(String::new());
         }
         let text = self.text()?;
         let word = (text.len() <= WORD_LIMIT_BYTES).then(|| serde_json::from_slice(text).ok());
-        Some(word.flatten())
+        Some(word.flatten().unwrap_or_default())
     }
 
     /// Takes a text, and returns it with its quotes.

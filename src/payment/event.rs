@@ -163,14 +163,15 @@ fn account(event: &str, named: [(&'static str, Option<String>); 2]) -> Option<Ac
     let mut account = None;
     for (field, name) in named {
         let Some(name) = name else { continue };
-        match AccountId::parse(&name) {
-            Some(found) => account = account.or(Some(found)),
-            None => tracing::warn!(
+        let found = AccountId::parse(&name);
+        if found.is_none() {
+            tracing::warn!(
                 stripe_event = event,
                 field,
                 "an event of Stripe's names what is no account"
-            ),
+            );
         }
+        account = account.or(found);
     }
     account
 }

@@ -130,6 +130,7 @@ impl LocalServer {
         record: Option<&Handed>,
     ) -> Answered {
         let is_head = head.method() == b"HEAD";
+        let takes_chunks = head.version == Version::Http11;
         let mut keep_alive = !closes(&head.fields, head.version)
             && head.version == Version::Http11
             && !self.drain.is_leaving();
@@ -174,7 +175,7 @@ impl LocalServer {
         keep_alive &= body.is_done() && !peer.newcomer.overstays(self.config.stranger_limit());
         // Another process may have taken over meanwhile.
         keep_alive &= !self.drain.is_leaving();
-        let after = match write(down, response, is_head, keep_alive).await {
+        let after = match write(down, response, (is_head, takes_chunks, keep_alive)).await {
             Ok(()) if keep_alive => After::KeepAlive,
             Ok(()) => After::Close,
             Err(_gone) => After::Gone,
@@ -350,12 +351,12 @@ async fn refuse(down: &mut Connection, refusal: &Refusal) -> After {
     }
 }
 
-/// Writes an answer, each piece of its body as it comes.
+/// Writes an answer, each piece of its body as it comes. To whom chunks mean nothing (HTTP/1.0) a body
+/// of unknown length ends with the connection (RFC 9112 §6.3).
 async fn write(
     down: &mut Connection,
     response: http::Response<LocalBody>,
-    is_head: bool,
-    keep_alive: bool,
+    (is_head, takes_chunks, keep_alive): (bool, bool, bool),
 ) -> Result<(), LocalError> {
     let (parts, body) = response.into_parts();
     let mut body = Box::pin(body);
@@ -383,13 +384,14 @@ async fn write(
     match length {
         _ if is_head || parts.status == http::StatusCode::NO_CONTENT => {}
         Some(length) => text.extend_from_slice(format!("content-length: {length}\r\n").as_bytes()),
-        None => text.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        None if takes_chunks => text.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        None => {}
     }
     if !keep_alive {
         text.extend_from_slice(b"connection: close\r\n");
     }
     text.extend_from_slice(b"\r\n");
-    let chunked = length.is_none();
+    let chunked = length.is_none() && takes_chunks;
     if bodyless {
         down.send(&text).await?;
         return Ok(());
@@ -405,7 +407,7 @@ async fn write(
         if chunked && !data.is_empty() {
             text.extend_from_slice(b"\r\n");
         }
-        if chunked || text.len() > 64 * 1024 {
+        if length.is_none() || text.len() > 64 * 1024 {
             down.send(&text).await?;
             text.clear();
         }

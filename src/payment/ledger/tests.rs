@@ -249,8 +249,8 @@ impl Told {
 
 impl World {
     /// A process that begins with what is in the store.
-    fn next(&self) -> World {
-        World {
+    fn next(&self) -> Self {
+        Self {
             ledger: Arc::new(Ledger::new(Arc::clone(&self.records), self.ledger.budgets)),
             records: Arc::clone(&self.records),
             store: Arc::clone(&self.store),

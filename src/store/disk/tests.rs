@@ -519,10 +519,15 @@ async fn a_bad_change_fails_alone_and_those_that_waited_with_it_are_done() {
         let (bad, good) = (key(), key());
         *faults.cursed.lock().unwrap() = b"what cannot be written".to_vec();
         let (requests, queue) = std::sync::mpsc::channel();
+        let room = Arc::new(Semaphore::new(2));
         let ask = |key: &RowKey, sealed: &[u8]| {
             let (sender, answer) = oneshot::channel();
-            let change = Change::Put(key.clone(), row(sealed));
-            requests.send(Request::Change(change, sender)).unwrap();
+            let waiting = Waiting {
+                change: Change::Put(key.clone(), row(sealed)),
+                answer: sender,
+                room: Arc::clone(&room).try_acquire_owned().unwrap(),
+            };
+            requests.send(Request::Change(waiting)).unwrap();
             answer
         };
         // Both wait before the thread begins: they are one group.

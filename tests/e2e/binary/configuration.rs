@@ -16,6 +16,8 @@ async fn every_problem_of_every_source_is_told_at_once() {
                 head_timeout_ms = 'canary-0123456789abcdef'\n\
                 [gateway]\n\
                 danger_extra_paths = 'canary-0123456789abcdef'\n\
+                [github]\n\
+                api_url = 'canary-0123456789abcdef'\n\
                 [canary]\n\
                 nonsense = 1\n";
     let config = home.write("vault.toml", file);
@@ -42,10 +44,8 @@ async fn every_problem_of_every_source_is_told_at_once() {
         ("proxy.tls_listen", "vault.toml:4"),
         ("limits.connections", "vault.toml:6"),
         ("limits.head_timeout_ms", "vault.toml:7"),
-        (
-            "gateway.danger_extra_paths",
-            "not available in this version",
-        ),
+        ("gateway.danger_extra_paths", "expects a list"),
+        ("github.api_url", "not available in this version"),
         ("canary.nonsense", "unknown setting"),
         ("api_key", "SECRETS_PROXY_API_KEY"),
         ("admin.listen", "OSHU_VAULT__ADMIN__LISTEN"),

@@ -166,7 +166,7 @@ fn invoice(id: &str, created: u64, kind: &str) -> Value {
 }
 
 /// Returns what comes after the checkout, and what a message gets then.
-fn steps(begun: u64) -> [(Value, u16); 14] {
+fn steps(begun: u64) -> [(Value, u16); 15] {
     [
         (subscription("evt_3", begun + 3, "past_due"), 402),
         (subscription("evt_2", begun + 2, "active"), 402),
@@ -186,10 +186,11 @@ fn steps(begun: u64) -> [(Value, u16); 14] {
             ),
             200,
         ),
-        // Of one second the last that comes counts, and none of them again.
+        // Of one second all have to say that it is paid, in whatever order they come.
         (invoice("evt_6b", begun + 6, "payment_failed"), 402),
         (invoice("evt_6", begun + 6, "paid"), 402),
-        (invoice("evt_6c", begun + 6, "paid"), 200),
+        (invoice("evt_6c", begun + 6, "paid"), 402),
+        (invoice("evt_6d", begun + 7, "paid"), 200),
         // Of no matter.
         (invoice("evt_7", begun + 7, "created"), 200),
         (

@@ -37,8 +37,8 @@ async fn a_verifier_goes_on_to_github() {
 
 #[tokio::test]
 async fn a_code_is_not_exchanged_without_where_it_is_required() {
-    let settings: [(fn(&mut Config), u16); 2] = [(|_| (), 200), (required, 400)];
-    for (change, status) in settings {
+    fn as_it_is(_config: &mut Config) {}
+    for (change, status) in [(as_it_is as fn(&mut Config), 200), (required, 400)] {
         let (stage, origin) = stage(says(200, &token().0), change).await;
         for body in [
             r#"{"code":"c0de-1"}"#,

@@ -245,6 +245,23 @@ async fn claude_code_with_a_proxy_set_as_well_works_when_paid_and_says_so_when_n
     }
 }
 
+#[tokio::test]
+async fn who_does_not_know_chunks_gets_none() {
+    let stage = Stage::new().await;
+    stage.pay(ACCOUNT, true).await;
+    let line = format!("x-api-key: {}\r\n", jwt(ACCOUNT));
+    let old = message(&line).replacen("HTTP/1.1", "HTTP/1.0", 1);
+    let mut conn = stage.connect().await;
+    conn.send(old).await;
+    let text = String::from_utf8(conn.rest().await).expect("text");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(!head.to_ascii_lowercase().contains("transfer-encoding"));
+    let told: serde_json::Value = serde_json::from_str(body).expect("JSON, and nothing else");
+    assert_eq!(told["content"][0]["text"], ANSWER);
+    assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
+}
+
 /// How long a caller that leaves may keep the provider busy.
 const LEAVES_WITHIN: Duration = Duration::from_secs(1);
 

@@ -473,10 +473,10 @@ async fn case_23_who_is_asked_whether_somebody_pays_is_told_nowhere() {
             match request.line() {
                 line if line.contains("/583231") => conn.send(document("200 OK", &paid)).await,
                 line if line.contains("/42") => {
-                    conn.send(document("401 No", &json!(WORKOS_KEY))).await
+                    conn.send(document("401 No", &json!(WORKOS_KEY))).await;
                 }
                 line if line.contains("/43") => {
-                    conn.send(format!("NONSENSE {WORKOS_KEY}\r\n\r\n")).await
+                    conn.send(format!("NONSENSE {WORKOS_KEY}\r\n\r\n")).await;
                 }
                 _ => conn.abort().await,
             }
