@@ -50,13 +50,14 @@ impl Paying {
         })
     }
 
-    /// Waits until what was used is durable, for a moment.
-    pub(super) async fn flush(&self) {
+    /// Waits until what was used is durable, for a moment, and tells whether it is.
+    pub(super) async fn flush(&self) -> bool {
         match tokio::time::timeout(LAST_USAGE, self.ledger.flush()).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::warn!(%error, "the last usage did not reach the store"),
             Err(_elapsed) => tracing::warn!("the last usage did not reach the store"),
         }
+        false
     }
 }
 

@@ -167,7 +167,7 @@ impl Handover {
             return refuse(why).await;
         }
         // Held to the end: no two hand over at once.
-        let Some(_no_rotation) = self.sessions.hold_rotations() else {
+        let Some(_no_rotation) = self.sessions.hold_rotations().await else {
             let why = "it is sealing everything anew, or handing over: try again when that is done";
             return refuse(why).await;
         };
@@ -188,7 +188,9 @@ impl Handover {
         // What was used is told to the store now: the successor begins with what it reads there.
         drop(timeout(SETTLE, self.sessions.note_all()).await);
         // And what accounts used: the successor's books begin with it. What ends later it is told.
-        self.paying.flush().await;
+        if !self.paying.flush().await {
+            return Err(Error::Late);
+        }
         // And what was cut, and could not be deleted when that was asked for.
         drop(timeout(SETTLE, self.sessions.settle()).await);
         let handing = self.store.hand_over(SETTLE).await.map_err(Error::Store)?;

@@ -382,7 +382,8 @@ impl App {
         if noted.is_err() {
             tracing::warn!("the last uses of sessions did not reach the store");
         }
-        self.paying.flush().await;
+        // Where it is not, it has said so.
+        let _durable = self.paying.flush().await;
         tracing::info!(clean, "drained");
         self.audit.close();
     }

@@ -156,6 +156,10 @@ impl Pair {
     /// lock, so that nobody is writing it.
     pub(super) fn clear(&self) {
         let left = self.replacement();
+        if left.symlink_metadata().is_err() {
+            // Asked first: where nothing can be written, removing what is not there fails otherwise.
+            return;
+        }
         match std::fs::remove_file(&left) {
             Ok(()) => tracing::info!(path = %left.display(), "what a crash had left was removed"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -4,14 +4,19 @@
 //! at every later start. A row that was refused is its tenant's to delete, as its key says; it must
 //! never be deleted for anybody else. Called by the management API, the sweeper and other processes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use super::Error;
 use super::handle::SessionHandle;
 use super::live::{Sessions, row_key};
 use crate::audit::Decision;
 use crate::id::{SessionId, TenantId};
-use crate::store::RowKey;
+use crate::store::{self, RowKey};
+
+/// How long the deletion of a row that is not served waits for a rotation of keys.
+const ALONE: Duration = Duration::from_secs(5);
 
 impl Sessions {
     /// Ends a session: cut first, then durable. One whose row was refused is deleted as well.
@@ -95,7 +100,8 @@ impl Sessions {
     /// there was one.
     pub(super) async fn forget_row(&self, key: &RowKey) -> Result<bool, Error> {
         // A rotation at work would seal it anew, and so put it back.
-        let _alone = self.rotating.lock().await;
+        let alone = timeout(ALONE, self.rotating.lock()).await;
+        let _alone = alone.map_err(|late| Error::Store(store::Error::unavailable(late)))?;
         let was_there = self.store.delete(key).await.map_err(Error::Store)?;
         self.refused().remove(key);
         Ok(was_there)

@@ -5,9 +5,11 @@
 //! the old key is refused. Called by `app` at the start, and for `seal rotate`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use tokio::time::timeout;
 
 use super::Error;
 use super::handle::SessionHandle;
@@ -17,6 +19,9 @@ use super::record::{self, Written};
 use crate::records::{self, Resealed};
 use crate::seal::{self, Context, KeyId, Keyring};
 use crate::store::{Over, Row, RowKey, Store};
+
+/// How long a hand-over waits for what is under way.
+const HOLD: Duration = Duration::from_secs(2);
 
 /// How many rows are on their way to the store together.
 const TOGETHER: usize = 64;
@@ -86,9 +91,9 @@ impl Sessions {
     }
 
     /// Keeps a rotation from beginning for as long as the guard is held; nothing where one is under
-    /// way.
-    pub fn hold_rotations(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        self.rotating.try_lock().ok()
+    /// way. A deletion of a row that is not served holds this for a moment, too.
+    pub async fn hold_rotations(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        timeout(HOLD, self.rotating.lock()).await.ok()
     }
 
     /// Returns the ids of the sealing keys, the current one first.

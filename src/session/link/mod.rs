@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +106,22 @@ impl End {
             queue,
             room,
             broken,
+        }
+    }
+
+    /// Tells the other process what may be lost.
+    fn note(&self, message: Message) {
+        let lost = if self.room.take(&message) {
+            self.queue
+                .try_send(message)
+                .err()
+                .map(TrySendError::into_inner)
+        } else {
+            Some(message)
+        };
+        if let Some(message) = lost {
+            self.room.give_back(&message);
+            tracing::warn!("a note to the other process was lost: too many wait");
         }
     }
 
@@ -227,10 +243,11 @@ impl Following {
     }
 
     /// Returns what tells the other process a note, in words of the caller's. It is not answered, and
-    /// arrives before the end of the link.
+    /// arrives before the end of the link. One for which there is no room is lost, with a warning:
+    /// no session has to end for it.
     pub fn teller(&self) -> impl Fn(String) + Send + Sync + use<> {
         let end = self.end.clone();
-        move |note| end.tell(Message::Note(note))
+        move |note| end.note(Message::Note(note))
     }
 
     /// Tells the last that there is to tell, and waits for it to arrive.
