@@ -25,7 +25,7 @@ use crate::host::HostPort;
 use crate::payment::Webhook;
 use crate::serve::Source;
 use crate::shutdown::Drain;
-use crate::web::{BodyRoom, Connection, TaggedFailure};
+use crate::web::{BodyRoom, Connection, RoomSize, TaggedFailure};
 
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
@@ -61,6 +61,14 @@ impl OpenState {
     #[must_use]
     pub fn with_danger_plaintext(mut self, allow: bool) -> Self {
         self.danger_plaintext = allow;
+        if allow {
+            // Everybody comes from one address there: no part for each.
+            let all = RoomSize {
+                part_bytes: DELIVERIES.all_bytes,
+                ..DELIVERIES
+            };
+            self.deliveries = BodyRoom::new(all);
+        }
         self
     }
 

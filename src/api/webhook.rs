@@ -251,4 +251,23 @@ mod tests {
         }
         assert_eq!(state.deliveries.taken(), 0);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_everybody_comes_from_one_address_none_has_a_part() {
+        let state = state().await.with_danger_plaintext(true);
+        let start = |request| tokio::spawn(stripe(State(state.clone()), request));
+        let long = || held(LIMITS.bytes - 1);
+        let first: Vec<_> = (0..8)
+            .map(|_| start(request_with(&field(0), "10.0.0.1:1", long())))
+            .collect();
+        let parts = 2 * DELIVERIES.part_bytes;
+        assert!(until(|| state.deliveries.taken() >= parts).await);
+        let one_more = request_with(&field(0), "10.0.0.1:2", Body::from("{}"));
+        let answer = stripe(State(state.clone()), one_more).await;
+        assert!(matches!(answer, Err(TaggedFailure::BadRequest(_))));
+        assert_eq!(state.deliveries.taken(), parts, "it waited for nobody");
+        for one in first {
+            assert!(matches!(one.await.unwrap(), Err(TaggedFailure::Slow)));
+        }
+    }
 }

@@ -63,8 +63,39 @@ impl<'a> Reader<'a> {
                 reader.hidden.work |= !reader.is_none();
                 reader.skip()
             }
+            "context_management" => reader.management(),
             _ => reader.skip(),
         })
+    }
+
+    /// Looks for what the provider does to a conversation before it answers: some of it asks the
+    /// model, and all but what only clears is taken for that.
+    fn management(&mut self) -> Option<()> {
+        if self.peek()? != b'{' {
+            return self.skip();
+        }
+        self.object(&mut |reader, name| match name {
+            "edits" if reader.peek()? == b'[' => reader.list(&mut Self::edit),
+            _ => reader.skip(),
+        })
+    }
+
+    fn edit(&mut self) -> Option<()> {
+        if self.peek()? != b'{' {
+            return self.skip();
+        }
+        let (mut clears, mut does_more) = (false, false);
+        self.object(&mut |reader, name| {
+            if name != "type" {
+                return reader.skip();
+            }
+            let is_clearing = reader.word()?.starts_with("clear_");
+            clears |= is_clearing;
+            does_more |= !is_clearing;
+            Some(())
+        })?;
+        self.hidden.work |= does_more || !clears;
+        Some(())
     }
 
     /// Looks for sources in blocks of content, wherever they lie.
@@ -311,6 +342,9 @@ mod tests {
             r#"{"system":[{"type":"text","text":"\"source\":{\"type\":\"url\"}","cache_control":{"type":"ephemeral"}}]}"#,
             r#"{"messages":[{"content":[{"type":"tool_use","id":"t","name":"n","input":{"source":{"type":"url"},"file_id":"f"}}]}]}"#,
             r#"{"messages":[{"content":[{"type":"text","text":"\ud83d \\","citations":[{"type":"char_location"}]}]}]}"#,
+            r#"{"context_management":{"edits":[{"type":"clear_tool_uses_20250919","keep":1}]}}"#,
+            r#"{"context_management":{"edits":[]},"messages":[]}"#,
+            r#"{"context_management":null}"#,
             r#"{"metadata":{"user_id":"u"},"thinking":{"type":"enabled","budget_tokens":1024},"stream":true,"temperature":-1.5e3}"#,
         ] {
             assert_eq!(hidden(body), told(0), "{body}");
@@ -322,6 +356,23 @@ mod tests {
         ] {
             let document = format!(r#"{{"type":"document","source":{source}}}"#);
             assert_eq!(block(&document), told(0), "{source}");
+        }
+    }
+
+    #[test]
+    fn what_asks_the_model_before_it_answers_is_work() {
+        for edit in [
+            r#"{"type":"compact_20260112","trigger":{"type":"input_tokens","value":50000}}"#,
+            r#"{"type":"clear_thinking_20251015","type":"compact_20260112"}"#,
+            r#"{"trigger":1}"#,
+        ] {
+            let clears = r#"{"type":"clear_tool_uses_20250919"}"#;
+            let body = format!(r#"{{"context_management":{{"edits":[{clears},{edit}]}}}}"#);
+            let work = Hidden {
+                work: true,
+                ..Hidden::default()
+            };
+            assert_eq!(hidden(&body), work, "{body}");
         }
     }
 

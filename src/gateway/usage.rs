@@ -144,16 +144,34 @@ struct Used {
     cache_read: Option<u64>,
     #[serde(rename = "cache_creation_input_tokens")]
     cache_write: Option<u64>,
+    /// What each time used that the model was asked for one answer, where it was several times. The
+    /// numbers of the whole leave some of them out.
+    #[serde(default)]
+    iterations: Option<Vec<Self>>,
+}
+
+impl Used {
+    /// Returns one number: that of the whole, or of all the times together where they are more.
+    fn most(&self, field: fn(&Self) -> Option<u64>) -> Option<u64> {
+        let times = self.iterations.iter().flatten().filter_map(field);
+        field(self).max(times.reduce(u64::saturating_add))
+    }
 }
 
 impl Counted {
     /// Takes numbers that are cumulative: the largest counts.
     fn take(&mut self, used: &Used) {
         let pairs = [
-            (&mut self.tokens.input, used.input),
-            (&mut self.tokens.output, used.output),
-            (&mut self.tokens.cache_read, used.cache_read),
-            (&mut self.tokens.cache_write, used.cache_write),
+            (&mut self.tokens.input, used.most(|used| used.input)),
+            (&mut self.tokens.output, used.most(|used| used.output)),
+            (
+                &mut self.tokens.cache_read,
+                used.most(|used| used.cache_read),
+            ),
+            (
+                &mut self.tokens.cache_write,
+                used.most(|used| used.cache_write),
+            ),
         ];
         for (counted, told) in pairs {
             self.told |= told.is_some();
@@ -400,6 +418,28 @@ mod tests {
 
     fn json(text: &str) -> Counted {
         read("application/json", text.as_bytes(), &[])
+    }
+
+    #[test]
+    fn what_the_whole_leaves_out_counts() {
+        for (iterations, input, output) in [
+            ("null", 23, 2),
+            ("[]", 23, 2),
+            (r#"[{"type":"message","input_tokens":23}]"#, 23, 2),
+            (
+                r#"[{"type":"compaction","input_tokens":180,"output_tokens":3},
+                    {"type":"message","input_tokens":23,"output_tokens":2}]"#,
+                203,
+                5,
+            ),
+        ] {
+            let text =
+                format!(r#"{{"input_tokens":23,"output_tokens":2,"iterations":{iterations}}}"#);
+            let mut counted = Counted::default();
+            counted.take(&serde_json::from_str(&text).unwrap());
+            let tokens = &counted.tokens;
+            assert_eq!((tokens.input, tokens.output), (input, output), "{text}");
+        }
     }
 
     #[test]

@@ -396,6 +396,11 @@ async fn write(
         down.send(&text).await?;
         return Ok(());
     }
+    let until_close = length.is_none() && !takes_chunks;
+    if until_close {
+        // What is cut must not pass for the whole.
+        down.reset_when_dropped(true);
+    }
     while let Some(frame) = next_frame(down, &mut body, &mut text).await? {
         let Ok(data) = frame?.into_data() else {
             continue;
@@ -416,5 +421,8 @@ async fn write(
         text.extend_from_slice(b"0\r\n\r\n");
     }
     down.send(&text).await?;
+    if until_close {
+        down.reset_when_dropped(false);
+    }
     Ok(())
 }

@@ -17,6 +17,10 @@ use super::clients::installed;
 use super::inner::{self, OWN};
 use super::{ACCOUNT, BODY, MODEL_KEY, PAYMENT_URL, Stage, jwt, message, post};
 
+/// The head of a stream of the provider's.
+const STREAM: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
 /// Writes a message with a credential at each place that is looked at.
 fn everywhere(token: &str) -> [(&'static str, String); 7] {
     let basic = |pair: String| format!("Authorization: Basic {}\r\n", STANDARD.encode(pair));
@@ -262,14 +266,29 @@ async fn who_does_not_know_chunks_gets_none() {
     assert_eq!(stage.message(&jwt(ACCOUNT)).await.status, 200);
 }
 
+#[tokio::test]
+async fn what_is_cut_does_not_pass_for_the_whole_where_nothing_marks_its_end() {
+    let provider = Origin::script(|_request, conn| async move {
+        conn.send(format!("{STREAM}6\r\nevent:\r\n")).await;
+        conn.abort().await;
+    });
+    let stage = Stage::around(provider.await, |_| ()).await;
+    stage.pay(ACCOUNT, true).await;
+    let line = format!("x-api-key: {}\r\n", jwt(ACCOUNT));
+    let mut conn = stage.connect().await;
+    conn.send(message(&line).replacen("HTTP/1.1", "HTTP/1.0", 1))
+        .await;
+    let (_came, end) = conn.rest_and_end().await;
+    let reset = end.expect_err("an end in good order").kind();
+    assert_eq!(reset, std::io::ErrorKind::ConnectionReset);
+}
+
 /// How long a caller that leaves may keep the provider busy.
 const LEAVES_WITHIN: Duration = Duration::from_secs(1);
 
 /// On a machine with much to do a second may pass without anybody's fault: one of three in time.
 #[tokio::test]
 async fn case_86_who_leaves_ends_the_call_to_the_provider_within_a_second() {
-    const STREAM: &str =
-        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     let provider = Origin::script(|_request, conn| async move {
         conn.send(STREAM).await;
         conn.wait_end().await;
